@@ -1,0 +1,1 @@
+"""Scores of part maps, features and cost: `python -m evaluation.X`."""

@@ -1,0 +1,135 @@
+"""Everything that can compete in a part segmentation, behind one call: images in, label maps out."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, cast
+
+import numpy as np
+import torch
+from PIL import Image
+from transformers import AutoImageProcessor, PreTrainedConfig
+
+from evaluation.baselines import BASELINES
+from modeling_rats import RatsForPartSegmentation
+
+BASELINE_TITLES = {"color_kmeans": "color k-means", "color_position_kmeans": "color + position k-means"}
+
+
+class ImageBatch(NamedTuple):
+    """What a segmenter is given.
+
+    Attributes:
+        images: RGB.
+        target_sizes: (height, width) in pixels of the label map wanted for each image: its true mask's.
+        reference_segments: per image, how many segments the first competitor used; empty for that one itself.
+    """
+
+    images: list[Image.Image]
+    target_sizes: list[tuple[int, int]]
+    reference_segments: list[int]
+
+
+Segmenter = Callable[[ImageBatch], list[np.ndarray]]  # one (height, width) integer label map an image
+
+
+def load_rats(model: str, revision: str = "main") -> tuple[RatsForPartSegmentation, Any]:
+    """Load a RATS model for part segmentation and its image processor, from a folder or the Hub.
+
+    Any RATS checkpoint will do: part maps need only the backbone.
+
+    Raises:
+        FileNotFoundError: if there is no such folder or repository.
+        ValueError: if it is not a RATS model, or if its weights do not fill the backbone.
+    """
+    try:
+        config, _ = PreTrainedConfig.get_config_dict(model, revision=revision)
+    except OSError as error:
+        raise FileNotFoundError(
+            f"Model {model!r} was not found ({error}). It must be a Hub name (owner/name) or a folder that "
+            "save_pretrained wrote, with config.json; check the spelling and the working folder."
+        ) from error
+    if config.get("model_type") != "rats":
+        raise ValueError(
+            f"Model {model!r} has model_type {config.get('model_type')!r}; its parts cannot be read, because only "
+            "models of model_type 'rats' have registers. Choose a RATS checkpoint."
+        )
+    loaded, info = cast(
+        tuple[RatsForPartSegmentation, dict],
+        RatsForPartSegmentation.from_pretrained(model, revision=revision, output_loading_info=True),
+    )
+    missing = sorted(name for name in info["missing_keys"] if not name.startswith("classifier."))
+    if missing:
+        raise ValueError(
+            f"Model {model!r} lacks {len(missing)} weights of the backbone (first: {missing[0]}), which would be "
+            "random; scores need them all. Save it with save_pretrained of a RATS class."
+        )
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    return loaded.eval().to(device), AutoImageProcessor.from_pretrained(model, revision=revision)
+
+
+def untrained_like(model: RatsForPartSegmentation, seed: int) -> RatsForPartSegmentation:
+    """Return the same architecture with fresh weights: what the wiring alone finds. The seed leaves torch's own be."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        untrained = type(model)(model.config)
+    return untrained.eval().to(model.device)
+
+
+def rats_segmenter(model: RatsForPartSegmentation, processor: Any, image_size_px: int | None = None) -> Segmenter:
+    """Segment by register: each patch goes to its most similar one.
+
+    Args:
+        model: in evaluation mode.
+        processor: its image processor.
+        image_size_px: side of the square input; the processor's own size by default.
+    """
+    size = {} if image_size_px is None else {"size": {"height": image_size_px, "width": image_size_px}}
+    one_by_one = getattr(processor, "ensure_multiple_of", None) is not None  # inputs then differ in shape
+
+    @torch.inference_mode()
+    def segment(batch: ImageBatch) -> list[np.ndarray]:
+        step = 1 if one_by_one else len(batch.images)
+        label_maps = []
+        for start in range(0, len(batch.images), step):
+            inputs = processor(images=batch.images[start : start + step], return_tensors="pt", **size)
+            outputs = model(inputs["pixel_values"].to(model.device))
+            label_maps += processor.post_process_part_segmentation(
+                outputs, target_sizes=batch.target_sizes[start : start + step]
+            )
+        return [result["segmentation"].cpu().numpy() for result in label_maps]
+
+    return segment
+
+
+def kmeans_segmenter(baseline: Callable[..., np.ndarray], seed: int, num_segments: int | None = None) -> Segmenter:
+    """Segment by a function of `baselines`, into `num_segments`, or as many as the first competitor used per image."""
+
+    def segment(batch: ImageBatch) -> list[np.ndarray]:
+        wanted = batch.reference_segments if num_segments is None else [num_segments] * len(batch.images)
+        return [
+            baseline(image, count, seed, target_size)
+            for image, count, target_size in zip(batch.images, wanted, batch.target_sizes, strict=True)
+        ]
+
+    return segment
+
+
+def competitors(
+    model: RatsForPartSegmentation,
+    processor: Any,
+    untrained: bool = False,
+    baselines: Sequence[str] = ("color_kmeans",),
+    seed: int = 0,
+    image_size_px: int | None = None,
+) -> dict[str, Segmenter]:
+    """Name the rows of a comparison: the model, its untrained self, and each baseline at two numbers of segments."""
+    rows = {"model": rats_segmenter(model, processor, image_size_px)}
+    if untrained:
+        rows["untrained"] = rats_segmenter(untrained_like(model, seed), processor, image_size_px)
+    num_registers = model.config.num_registers
+    for name in baselines:
+        if name not in BASELINES:
+            raise ValueError(f"Baseline {name!r} does not exist; choose from: {', '.join(BASELINES)}.")
+        title = BASELINE_TITLES[name]
+        rows[f"{title}, same number of segments"] = kmeans_segmenter(BASELINES[name], seed)
+        rows[f"{title}, {num_registers} segments"] = kmeans_segmenter(BASELINES[name], seed, num_registers)
+    return rows

@@ -1,0 +1,128 @@
+"""Configuration of RATS (Register Attention Transformers, arXiv 2606.14701)."""
+
+from huggingface_hub.dataclasses import strict
+from transformers import PreTrainedConfig
+from transformers.utils import auto_docstring
+
+
+@auto_docstring(checkpoint="yangtiming/rats-vitb")
+@strict
+class RatsConfig(PreTrainedConfig):
+    r"""
+    num_registers (`int`, *optional*, defaults to 192):
+        Number N of register tokens that replace the class token. Divisible by `num_attention_heads`: head h owns the
+        registers `h * n` to `h * n + n - 1`, with n = N / H (paper: RATS-B/16 has 192; RATS-S is assumed to have 96).
+    partition_registers (`bool`, *optional*, defaults to `True`):
+        Whether the registers are partitioned over the heads. `False` is the paper's ablation: every head holds all N
+        registers, and the heads are concatenated.
+    communicate (`bool`, *optional*, defaults to `True`):
+        Whether registers attend to registers between compress and broadcast. `False` is the ablation Z' = Z.
+    part_layer (`int`, *optional*, defaults to -1):
+        The layer whose register and patch tokens give the part similarities, as an index into `hidden_states`. The final
+        LayerNorm is applied whichever it is; -1, the last layer, is the paper's choice.
+    use_mask_token (`bool`, *optional*, defaults to `True`):
+        Whether the embeddings hold a mask token, for `bool_masked_pos`.
+    num_prototypes (`int`, *optional*, defaults to 65536):
+        Number K of prototypes of the DINO projection head of [`RatsForPreTraining`].
+    head_hidden_size (`int`, *optional*, defaults to 2048):
+        Width of the two hidden layers of the DINO projection head.
+    head_bottleneck_size (`int`, *optional*, defaults to 256):
+        Width of the L2-normalised output of the DINO projection head, before the prototypes.
+
+    Example:
+
+    ```python
+    >>> from modeling_rats import RatsConfig, RatsModel
+
+    >>> configuration = RatsConfig()  # RATS-B/16
+    >>> model = RatsModel(configuration)
+    >>> model.config.num_registers
+    192
+
+    ```"""
+
+    model_type = "rats"
+
+    hidden_size: int = 768
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 12
+    intermediate_size: int = 3072
+    num_registers: int = 192
+    patch_size: int | list[int] | tuple[int, int] = 16
+    image_size: int | list[int] | tuple[int, int] = 224
+    num_channels: int = 3
+    hidden_act: str = "gelu"
+    layer_norm_eps: float = 1e-6
+    qkv_bias: bool = True
+    drop_path_rate: float | int = 0.0
+    initializer_range: float = 0.02
+    use_mask_token: bool = True
+    partition_registers: bool = True
+    communicate: bool = True
+    part_layer: int = -1
+    num_prototypes: int = 65536
+    head_hidden_size: int = 2048
+    head_bottleneck_size: int = 256
+
+    def __post_init__(self, **kwargs):
+        if self.id2label is None and kwargs.get("num_labels") is None:
+            # Without labels of the user's own, each register is its own class.
+            self.id2label = {register: f"register {register}" for register in range(self.num_registers)}
+            self.label2id = {label: register for register, label in self.id2label.items()}
+        super().__post_init__(**kwargs)
+
+    def to_diff_dict(self) -> dict:
+        """As the parent's, which leaves two labels of default names out: here they differ from no labels at all."""
+        return super().to_diff_dict() | {"id2label": self.id2label, "label2id": self.label2id}
+
+    @property
+    def patch_height_width(self) -> tuple[int, int]:
+        """Height and width of a patch, in pixels."""
+        return _pair(self.patch_size)
+
+    @property
+    def grid_size(self) -> tuple[int, int]:
+        """Rows and columns of the patch grid at `image_size`, the grid of the learned position embeddings."""
+        image_height, image_width = _pair(self.image_size)
+        patch_height, patch_width = self.patch_height_width
+        return image_height // patch_height, image_width // patch_width
+
+    def validate_sizes(self):
+        """Part of `@strict` validation: the fields that must fit each other."""
+        for name in ("hidden_size", "num_hidden_layers", "num_attention_heads", "num_registers", "num_channels"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)} must be at least 1.")
+        heads = self.num_attention_heads
+        if self.hidden_size % heads:
+            raise ValueError(
+                f"hidden_size={self.hidden_size} must be divisible by num_attention_heads={heads} "
+                f"(each head has D / H channels); use {_nearest_multiples(self.hidden_size, heads)}."
+            )
+        if self.partition_registers and self.num_registers % heads:
+            raise ValueError(
+                f"num_registers={self.num_registers} must be divisible by num_attention_heads={heads} "
+                f"(each head owns N / H registers); use {_nearest_multiples(self.num_registers, heads)}."
+            )
+        for side, image, patch in zip(("height", "width"), _pair(self.image_size), self.patch_height_width, strict=True):
+            if patch < 1 or image < patch or image % patch:
+                raise ValueError(
+                    f"image_size {side} {image} px must be a positive multiple of the patch {side} {patch} px; "
+                    f"use {_nearest_multiples(image, max(patch, 1))}."
+                )
+        if not -self.num_hidden_layers - 1 <= self.part_layer <= self.num_hidden_layers:
+            raise ValueError(
+                f"part_layer={self.part_layer} must index the {self.num_hidden_layers + 1} hidden states "
+                f"(embeddings and {self.num_hidden_layers} layers); use -1 for the last layer."
+            )
+
+
+def _pair(size: int | list[int] | tuple[int, int]) -> tuple[int, int]:
+    return (size, size) if isinstance(size, int) else (size[0], size[1])
+
+
+def _nearest_multiples(value: int, of: int) -> str:
+    below = value // of * of
+    return f"{below} or {below + of}" if below else str(of)
+
+
+__all__ = ["RatsConfig"]

@@ -1,0 +1,1 @@
+"""DINO pretraining of RATS with Accelerate: `accelerate launch training/pretrain.py [RECIPE] [--setting value]`."""

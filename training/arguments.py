@@ -1,0 +1,168 @@
+"""Settings of pretraining: three dataclasses, filled from a recipe (YAML) and the command line, which wins."""
+
+import sys
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+
+import yaml
+from transformers import HfArgumentParser
+
+QUICKSTART = Path(__file__).parent / "recipes" / "quickstart.yaml"
+
+
+@dataclass
+class ModelSettings:
+    """The network; names and meanings as in RatsConfig."""
+
+    hidden_size: int = field(default=384, metadata={"help": "Width D of the tokens."})
+    num_hidden_layers: int = field(default=12, metadata={"help": "Number of blocks."})
+    num_attention_heads: int = field(default=6, metadata={"help": "Number of heads H."})
+    intermediate_size: int = field(default=1536, metadata={"help": "Width of the MLPs."})
+    num_registers: int = field(default=96, metadata={"help": "Number of registers N, divisible by the heads."})
+    patch_size: int = field(default=16, metadata={"help": "Side of a patch, in pixels."})
+    drop_path_rate: float = field(default=0.1, metadata={"help": "Stochastic depth of the last block; student only."})
+    partition_registers: bool = field(default=True, metadata={"help": "Partition the registers over the heads."})
+    communicate: bool = field(default=True, metadata={"help": "Let registers attend to registers."})
+    num_prototypes: int = field(default=65536, metadata={"help": "Number of prototypes K of the DINO head."})
+    head_hidden_size: int = field(default=2048, metadata={"help": "Width of the DINO head's hidden layers."})
+    head_bottleneck_size: int = field(default=256, metadata={"help": "Width of the DINO head's output."})
+
+
+@dataclass
+class DataSettings:
+    """The images and their views. Sizes in pixels."""
+
+    dataset: str | None = field(
+        default=None,
+        metadata={"help": "Hub name, folder or file of images; when not given, rendered synthetic objects."},
+    )
+    dataset_config: str | None = field(default=None, metadata={"help": "Configuration of the data set."})
+    dataset_split: str = field(default="train", metadata={"help": "Split to train on."})
+    image_column: str | None = field(default=None, metadata={"help": "Column of images; found when there is one."})
+    synthetic_images: int = field(default=20_000, metadata={"help": "Images to render when no data set is given."})
+    synthetic_image_size: int = field(default=64, metadata={"help": "Side of the rendered images."})
+    synthetic_difficulty: str = field(default="easy", metadata={"help": "easy, medium or hard."})
+    synthetic_seed: int = field(default=0, metadata={"help": "Seed of the rendered images."})
+    shuffle_buffer: int = field(default=2000, metadata={"help": "Rows that the order is mixed over."})
+    num_workers: int = field(default=4, metadata={"help": "Loader processes per rank."})
+    global_crop_size: int = field(default=224, metadata={"help": "Side of the two global views."})
+    local_crop_size: int = field(default=96, metadata={"help": "Side of the local views."})
+    num_local_crops: int = field(default=8, metadata={"help": "Number of local views."})
+    global_crops_scale: list[float] = field(
+        default_factory=lambda: [0.4, 1.0], metadata={"help": "Range of the area share of a global view."}
+    )
+    local_crops_scale: list[float] = field(
+        default_factory=lambda: [0.05, 0.4], metadata={"help": "Range of the area share of a local view."}
+    )
+
+
+@dataclass
+class TrainingSettings:
+    """The run: steps, optimiser, DINO, bookkeeping. Schedules count optimiser steps."""
+
+    output_dir: str = field(default="outputs/pretrain", metadata={"help": "Folder of everything the run writes."})
+    steps: int = field(default=100_000, metadata={"help": "Optimiser steps of the whole run."})
+    batch_size: int = field(default=512, metadata={"help": "Images per step over all ranks."})
+    learning_rate: float = field(
+        default=5e-4, metadata={"help": "Peak learning rate at a batch of 256; scaled linearly with the batch."}
+    )
+    min_learning_rate: float = field(default=1e-6, metadata={"help": "Learning rate at the end; not scaled."})
+    warmup_steps: int = field(default=10_000, metadata={"help": "Steps of linear warm-up of the learning rate."})
+    weight_decay: float = field(default=0.04, metadata={"help": "Weight decay at the start."})
+    weight_decay_end: float = field(default=0.4, metadata={"help": "Weight decay at the end."})
+    clip_gradient: float = field(default=3.0, metadata={"help": "Largest norm of a parameter's gradient; 0: off."})
+    freeze_last_layer_steps: int = field(
+        default=0, metadata={"help": "Steps at the start in which the prototypes stay as they are."}
+    )
+    teacher_momentum: float = field(default=0.996, metadata={"help": "EMA momentum at the start; ends at 1."})
+    student_temperature: float = field(default=0.1, metadata={"help": "Temperature of the student."})
+    teacher_temperature: float = field(default=0.04, metadata={"help": "Temperature of the teacher after warm-up."})
+    warmup_teacher_temperature: float = field(default=0.04, metadata={"help": "Its temperature at the start."})
+    warmup_teacher_temperature_steps: int = field(default=0, metadata={"help": "Steps of its linear warm-up."})
+    centering: str = field(
+        default="centering",
+        metadata={"help": "centering (DINO) or sinkhorn_knopp.", "choices": ["centering", "sinkhorn_knopp"]},
+    )
+    center_momentum: float = field(default=0.9, metadata={"help": "EMA momentum of the centre."})
+    seed: int = field(default=0, metadata={"help": "Seed of weights, order and views."})
+    mixed_precision: str = field(
+        default="auto",
+        metadata={"help": "auto: bf16 where the device computes in it.", "choices": ["auto", "no", "bf16", "fp16"]},
+    )
+    cpu_threads: int | None = field(
+        default=None, metadata={"help": "Threads per CPU process; all cores over the processes when not given."}
+    )
+    resume: str = field(default="auto", metadata={"help": "auto, none, or the path of a checkpoint."})
+    checkpoint_steps: int = field(default=1000, metadata={"help": "Steps between checkpoints."})
+    keep_checkpoints: int = field(default=2, metadata={"help": "How many of them stay."})
+    log_steps: int = field(default=50, metadata={"help": "Steps between lines of the log."})
+    export_image_size: int | None = field(
+        default=None, metadata={"help": "Size that the exported processor resizes to; the global views' by default."}
+    )
+    quiet: bool = field(default=False, metadata={"help": "No progress bar."})
+
+
+Settings = tuple[ModelSettings, DataSettings, TrainingSettings]
+
+
+def parse(arguments: list[str] | None = None) -> Settings:
+    """Settings from `[RECIPE] [--setting value ...]`; without a recipe, those of recipes/quickstart.yaml.
+
+    The recipe's entries stand as flags before the command line's, so types, choices and unknown names are checked alike
+    and the command line wins.
+
+    Raises:
+        SystemExit: With a message, for an unreadable recipe, an unknown setting or a value of the wrong type.
+    """
+    flags = list(sys.argv[1:] if arguments is None else arguments)
+    recipe = Path(flags.pop(0)) if flags and not flags[0].startswith("-") else QUICKSTART
+    parser = HfArgumentParser(
+        (ModelSettings, DataSettings, TrainingSettings),
+        prog="pretrain.py",
+        usage="pretrain.py [RECIPE] [--setting value ...]",
+        description=f"DINO pretraining of RATS. RECIPE is a YAML file of settings (default: {QUICKSTART.name}).",
+        allow_abbrev=False,
+    )
+    settings = parser.parse_args_into_dataclasses(recipe_flags(recipe, parser) + flags, look_for_args_file=False)
+    _check(*settings, error=parser.error)
+    return settings
+
+
+def recipe_flags(recipe: Path, parser: HfArgumentParser) -> list[str]:
+    """The entries of a recipe as command-line flags."""
+    try:
+        entries = yaml.safe_load(recipe.read_text())
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        parser.error(f"recipe {recipe} cannot be read: {error}\nA recipe is a YAML file like {QUICKSTART}.")
+    if not isinstance(entries, dict):
+        parser.error(f"recipe {recipe} holds a {type(entries).__name__}; it must be lines `setting: value`.")
+    known = {name.name for settings in (ModelSettings, DataSettings, TrainingSettings) for name in fields(settings)}
+    unknown = [str(name) for name in entries if name not in known]
+    if unknown:
+        parser.error(f"recipe {recipe}: unknown settings {', '.join(unknown)}; the settings are: {', '.join(sorted(known))}")
+    flags: list[str] = []
+    for name, value in entries.items():
+        if isinstance(value, list):
+            flags += [f"--{name}", *map(str, value)]
+        elif value is not None:
+            flags.append(f"--{name}={value}")
+    return flags
+
+
+def _check(model: ModelSettings, data: DataSettings, training: TrainingSettings, error) -> None:
+    """Rules between settings. What concerns the network alone, RatsConfig checks."""
+    for name in ("global_crop_size", "local_crop_size"):
+        size = getattr(data, name)
+        if size < model.patch_size or size % model.patch_size:
+            error(f"{name}={size} must be a positive multiple of patch_size={model.patch_size}.")
+    for name in ("global_crops_scale", "local_crops_scale"):
+        scale = getattr(data, name)
+        if len(scale) != 2 or not 0 < scale[0] <= scale[1] <= 1:
+            error(f"{name}={scale} must be two shares of the image's area, 0 < low <= high <= 1.")
+    for name in ("steps", "batch_size", "checkpoint_steps", "keep_checkpoints", "log_steps"):
+        if getattr(training, name) < 1:
+            error(f"{name}={getattr(training, name)} must be at least 1.")
+    if training.warmup_steps >= training.steps:
+        error(f"warmup_steps={training.warmup_steps} must be less than steps={training.steps}.")
+    if training.cpu_threads is not None and training.cpu_threads < 1:
+        error(f"cpu_threads={training.cpu_threads} must be at least 1.")

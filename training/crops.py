@@ -1,0 +1,116 @@
+"""Multi-crop augmentation (arXiv 2006.09882) as DINO composes it (dino/main_dino.py, DataAugmentationDINO).
+
+Images and views are uint8, (height, width, 3); normalisation happens on the training device. PIL cuts and resizes, since
+its bicubic filter antialiases; OpenCV changes colours and blurs, within half a level of PIL's on average.
+"""
+
+import math
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+from PIL import Image
+
+cv2.setNumThreads(1)  # a loader worker is one of several processes
+
+
+@dataclass(frozen=True)
+class ViewSettings:
+    """How one view is made. Sizes in pixels; scales as shares of the image's area; the rest are probabilities."""
+
+    size_px: int
+    scale: tuple[float, float]
+    blur: float
+    solarize: float
+    color_jitter: float = 0.8
+    grayscale: float = 0.2
+    flip: float = 0.5
+
+
+class MultiCrop:
+    """Cuts one image into two global views and some local ones.
+
+    Args:
+        global_size_px: Side of the square global views.
+        local_size_px: Side of the square local views.
+        num_local_views: How many local views.
+        global_scale: Range of the share of the image's area that a global view covers (DINO: 0.4 to 1).
+        local_scale: The same for local views (DINO: 0.05 to 0.4).
+    """
+
+    def __init__(
+        self,
+        global_size_px: int,
+        local_size_px: int,
+        num_local_views: int,
+        global_scale: tuple[float, float] = (0.4, 1.0),
+        local_scale: tuple[float, float] = (0.05, 0.4),
+    ):
+        # Blur 1.0, 0.1, 0.5 and solarisation 0.2 on the second global view are DINO's.
+        self.views = [
+            ViewSettings(global_size_px, global_scale, blur=1.0, solarize=0.0),
+            ViewSettings(global_size_px, global_scale, blur=0.1, solarize=0.2),
+            *[ViewSettings(local_size_px, local_scale, blur=0.5, solarize=0.0)] * num_local_views,
+        ]
+
+    def __call__(self, image: Image.Image, random: np.random.Generator) -> list[np.ndarray]:
+        """The views of an RGB image, global ones first, each uint8, (size, size, 3)."""
+        return [make_view(image, settings, random) for settings in self.views]
+
+
+def make_view(image: Image.Image, settings: ViewSettings, random: np.random.Generator) -> np.ndarray:
+    """One view: crop and resize, flip, colour jitter, grayscale, blur, solarisation, in DINO's order."""
+    box = random_box(image.width, image.height, settings.scale, random)
+    size = (settings.size_px, settings.size_px)
+    view = np.asarray(image.resize(size, Image.Resampling.BICUBIC, box=box))
+    if random.random() < settings.flip:
+        view = np.ascontiguousarray(view[:, ::-1])
+    if random.random() < settings.color_jitter:
+        view = jitter_colors(view, random)
+    if random.random() < settings.grayscale:
+        view = cv2.cvtColor(cv2.cvtColor(view, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
+    if random.random() < settings.blur:
+        view = cv2.GaussianBlur(view, (0, 0), sigmaX=random.uniform(0.1, 2.0))
+    if random.random() < settings.solarize:
+        view = np.where(view >= 128, 255 - view, view).astype(np.uint8)
+    return view
+
+
+def random_box(
+    width: int, height: int, scale: tuple[float, float], random: np.random.Generator
+) -> tuple[float, float, float, float]:
+    """A box of random area and aspect ratio 3/4 to 4/3 (torchvision, RandomResizedCrop): x0, y0, x1, y1 in pixels."""
+    for _ in range(10):
+        area = width * height * random.uniform(*scale)
+        ratio = math.exp(random.uniform(math.log(3 / 4), math.log(4 / 3)))
+        box_width, box_height = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+        if 0 < box_width <= width and 0 < box_height <= height:
+            x, y = int(random.integers(width - box_width + 1)), int(random.integers(height - box_height + 1))
+            return x, y, x + box_width, y + box_height
+    # The image is too elongated for the ratio: its central part of the nearest ratio.
+    box_width, box_height = min(width, round(height * 4 / 3)), min(height, round(width * 4 / 3))
+    x, y = (width - box_width) // 2, (height - box_height) // 2
+    return x, y, x + box_width, y + box_height
+
+
+def jitter_colors(view: np.ndarray, random: np.random.Generator) -> np.ndarray:
+    """Brightness 0.4, contrast 0.4, saturation 0.2 and hue 0.1 in random order (torchvision, ColorJitter)."""
+    for operation in random.permutation(4):
+        if operation == 0:
+            view = cv2.LUT(view, _line(random.uniform(0.6, 1.4), 0.0))
+        elif operation == 1:
+            factor = random.uniform(0.6, 1.4)
+            view = cv2.LUT(view, _line(factor, (1 - factor) * cv2.cvtColor(view, cv2.COLOR_RGB2GRAY).mean()))
+        elif operation == 2:
+            factor = random.uniform(0.8, 1.2)
+            gray = cv2.cvtColor(cv2.cvtColor(view, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
+            view = cv2.addWeighted(view, factor, gray, 1 - factor, 0)
+        else:
+            hsv = cv2.cvtColor(view, cv2.COLOR_RGB2HSV_FULL)  # a hue circle of 256 steps
+            hsv[..., 0] += np.uint8(round(random.uniform(-0.1, 0.1) * 255) % 256)
+            view = cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB_FULL)
+    return view
+
+
+def _line(slope: float, offset: float) -> np.ndarray:
+    return np.clip(np.arange(256) * slope + offset, 0, 255).astype(np.uint8)

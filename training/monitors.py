@@ -1,0 +1,84 @@
+"""What is watched while training: figures of the teacher, the JSON-lines log, the picture of the curves."""
+
+import json
+import os
+from pathlib import Path
+
+import torch
+
+
+def teacher_entropies(targets: torch.Tensor) -> dict[str, float]:
+    """Entropies of the teacher's probabilities, in nats; ln K is the entropy of the uniform distribution.
+
+    Both near ln K: collapse to the uniform output. Both near 0: collapse to one prototype. Healthy: `teacher_entropy` falls
+    below ln K while `teacher_marginal_entropy`, that of the mean over the batch, stays high.
+
+    Args:
+        targets: Teacher probabilities, (G, B, K).
+    """
+    marginal = targets.flatten(0, 1).mean(dim=0)
+    return {
+        "teacher_entropy": torch.special.entr(targets).sum(dim=-1).mean().item(),
+        "teacher_marginal_entropy": torch.special.entr(marginal).sum().item(),
+    }
+
+
+class JsonLog:
+    """One JSON object a line, appended and flushed at once.
+
+    Args:
+        path: The log file.
+        first_step: Lines of this step and later are dropped: a resumed run writes them again.
+    """
+
+    def __init__(self, path: Path, first_step: int = 0):
+        kept = [line for line in read_log(path) if line["step"] < first_step]
+        temporary = path.with_suffix(".tmp")
+        temporary.write_text("".join(json.dumps(line) + "\n" for line in kept))
+        os.replace(temporary, path)
+        self._file = open(path, "a", buffering=1)  # noqa: SIM115 (open as long as the run)
+
+    def write(self, entry: dict) -> None:
+        self._file.write(json.dumps(entry) + "\n")
+
+
+def read_log(path: Path) -> list[dict]:
+    """The entries of a log; a last line that was cut off while it was written is left out."""
+    if not path.is_file():
+        return []
+    entries = []
+    for line in path.read_text().splitlines():
+        try:
+            entries.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return entries
+
+
+def draw_curves(log: Path, picture: Path) -> None:
+    """Draws loss and teacher entropies (with ln K), learning rate, gradient norm and images/s against the step."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    entries = read_log(log)
+    steps = [entry["step"] for entry in entries]
+    panels = [
+        ("loss and entropies, nats", ["loss", "teacher_entropy", "teacher_marginal_entropy", "ln_k"]),
+        ("gradient norm", ["gradient_norm"]),
+        ("learning rate", ["learning_rate"]),
+        ("images/s", ["images_per_s"]),
+    ]
+    figure, axes = plt.subplots(1, len(panels), figsize=(4 * len(panels), 3), layout="constrained")
+    for axis, (title, names) in zip(axes, panels, strict=True):
+        for name in names:
+            axis.plot(steps, [entry[name] for entry in entries], label=name.replace("_", " "))
+        axis.set_title(title)
+        axis.set_xlabel("step")
+        if len(names) > 1:
+            axis.legend(fontsize="small")
+    temporary = picture.with_name(f".{picture.name}")
+    figure.savefig(temporary, format="png", dpi=100)
+    plt.close(figure)
+    os.replace(temporary, picture)

@@ -1,0 +1,43 @@
+"""AdamW as DINO sets it, and clipping per parameter."""
+
+import torch
+from torch import nn
+
+
+def build_optimizer(model: nn.Module) -> torch.optim.AdamW:
+    """AdamW over the trainable parameters; weight decay leaves biases and other 1-D parameters out (dino/utils.py).
+
+    Learning rate and weight decay are set before each step (`set_schedule`). Registers and position embeddings are not
+    1-D, so they are decayed, as in DINO.
+    """
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    groups = [
+        {"params": [parameter for parameter in parameters if parameter.ndim > 1], "decays": True},
+        {"params": [parameter for parameter in parameters if parameter.ndim <= 1], "decays": False},
+    ]
+    return torch.optim.AdamW(groups, lr=0.0, weight_decay=0.0, fused=True)
+
+
+def set_schedule(optimizer: torch.optim.Optimizer, learning_rate: float, weight_decay: float) -> None:
+    for group in optimizer.param_groups:
+        group["lr"] = learning_rate
+        group["weight_decay"] = weight_decay if group["decays"] else 0.0
+
+
+@torch.no_grad()
+def clip_gradients(model: nn.Module, max_norm: float) -> torch.Tensor:
+    """Clips each parameter's gradient to `max_norm` by itself, not globally (dino/utils.py, clip_gradients).
+
+    Args:
+        model: Its gradients are scaled in place.
+        max_norm: Largest L2 norm of a parameter's gradient; 0 clips nothing.
+
+    Returns:
+        The global L2 norm before clipping, a scalar.
+    """
+    gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+    norms = torch._foreach_norm(gradients)
+    if max_norm:
+        scales = (max_norm / (torch.stack(norms) + 1e-6)).clamp(max=1.0)
+        torch._foreach_mul_(gradients, list(scales.unbind()))
+    return torch.stack(norms).norm()

@@ -1,0 +1,333 @@
+"""DINO pretraining of RATS: images in, a transformers folder out.
+
+    accelerate launch training/pretrain.py [RECIPE] [--setting value ...]
+
+Without a recipe it renders the embedded data set and runs recipes/quickstart.yaml. `training/README.md` tells the rest.
+"""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # or a foreign `training` could win over this one
+
+import json
+import math
+import os
+import shutil
+import time
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+
+import torch
+import transformers
+from accelerate import Accelerator
+from accelerate.utils import gather_object, set_seed
+from tqdm import tqdm
+
+from evaluation.data_sets import open_images
+from evaluation.synthetic_parts import recorded_splits, write_dataset
+from modeling_rats import RatsConfig, RatsForPartSegmentation, RatsForPreTraining, RatsImageProcessor
+from training import checkpoint
+from training.arguments import DataSettings, ModelSettings, Settings, TrainingSettings, parse
+from training.crops import MultiCrop
+from training.dino_loss import DinoLoss
+from training.monitors import JsonLog, draw_curves, teacher_entropies
+from training.optimizer import build_optimizer, clip_gradients, set_schedule
+from training.schedules import cosine, linear, warmup_cosine
+from training.streaming import Batch, ViewStream, batches
+from training.student_teacher import MultiCropNetwork, build_teacher, update_teacher
+
+
+@dataclass
+class Run:
+    """Everything that a step reads and changes."""
+
+    accelerator: Accelerator
+    student: torch.nn.Module
+    teacher: MultiCropNetwork
+    loss: DinoLoss
+    optimizer: torch.optim.Optimizer
+    settings: TrainingSettings
+    step: int = 0
+
+
+def main(arguments: list[str] | None = None) -> Path:
+    """Pretrains as the recipe and the command line say; returns the exported model folder."""
+    model_settings, data_settings, training_settings = settings = parse(arguments)
+    accelerator = start_accelerator(training_settings)
+    output = Path(training_settings.output_dir)
+    output.mkdir(parents=True, exist_ok=True)
+    run = build_run(accelerator, model_settings, data_settings, training_settings)
+    positions = resume(run, output)
+    stream = open_stream(accelerator, data_settings, training_settings, positions)
+    seconds = train(run, stream, data_settings, output)
+    folder = output / "model"
+    if accelerator.is_main_process:
+        export(run, settings, seconds, folder)
+        draw_curves(output / "log.jsonl", output / "curves.png")
+        accelerator.print(f"Model folder: {folder}")
+    accelerator.wait_for_everyone()
+    accelerator.end_training()
+    return folder
+
+
+def start_accelerator(settings: TrainingSettings) -> Accelerator:
+    precision = settings.mixed_precision
+    if precision == "auto":
+        precision = "bf16" if computes_bf16() else "no"
+    accelerator = Accelerator(mixed_precision=precision)
+    if settings.batch_size % accelerator.num_processes:
+        raise SystemExit(
+            f"batch_size={settings.batch_size} must be divisible by the {accelerator.num_processes} processes it is shared by."
+        )
+    if accelerator.device.type == "cpu":
+        # `accelerate launch` gives a CPU process one thread unless told otherwise.
+        local_processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+        torch.set_num_threads(settings.cpu_threads or max((os.cpu_count() or 1) // local_processes, 1))
+    set_seed(settings.seed)
+    return accelerator
+
+
+def computes_bf16() -> bool:
+    """Whether the device computes in bfloat16, and does not only emulate it."""
+    if torch.cuda.is_available():
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+
+
+def build_run(accelerator: Accelerator, model: ModelSettings, data: DataSettings, training: TrainingSettings) -> Run:
+    try:
+        config = RatsConfig(**asdict(model), image_size=data.global_crop_size)
+    except Exception as error:  # the strict configuration wraps the reason
+        raise SystemExit(f"model settings: {error}") from error
+    student = MultiCropNetwork(RatsForPreTraining(config))
+    student.model.rats.embeddings.mask_token.requires_grad_(False)  # DINO masks nothing
+    teacher = build_teacher(student).to(accelerator.device)
+    student = accelerator.prepare(student.train())
+    loss = DinoLoss(config.num_prototypes, training.student_temperature, training.centering, training.center_momentum)
+    set_seed(training.seed, device_specific=True)  # drop path differs between ranks
+    return Run(accelerator, student, teacher, loss.to(accelerator.device), build_optimizer(student), training)
+
+
+def open_stream(accelerator: Accelerator, data: DataSettings, training: TrainingSettings, positions: dict) -> ViewStream:
+    with accelerator.main_process_first():
+        dataset = data.dataset or render_synthetic(data, training)
+    rows, column = open_images(dataset, data.dataset_config, data.dataset_split, data.image_column)
+    crops = MultiCrop(
+        data.global_crop_size,
+        data.local_crop_size,
+        data.num_local_crops,
+        tuple(data.global_crops_scale),
+        tuple(data.local_crops_scale),
+    )
+    rank, ranks = accelerator.process_index, accelerator.num_processes
+    return ViewStream(rows, column, crops, training.seed, rank, ranks, data.shuffle_buffer, positions)
+
+
+def render_synthetic(data: DataSettings, training: TrainingSettings) -> str:
+    """The embedded data set in the output folder; rendered again only if its settings have changed."""
+    folder = Path(training.output_dir) / "data"
+    wanted = {
+        "images": data.synthetic_images,
+        "image_size_px": data.synthetic_image_size,
+        "seed": data.synthetic_seed,
+        "difficulty": data.synthetic_difficulty,
+    }
+    if recorded_splits(folder).get("train") != wanted:
+        write_dataset(folder, **wanted, split="train", quiet=training.quiet, overwrite=True)
+    return str(folder)
+
+
+def train(run: Run, stream: ViewStream, data: DataSettings, output: Path) -> float:
+    """Steps until the last; returns the seconds that it took."""
+    settings, accelerator = run.settings, run.accelerator
+    is_main = accelerator.is_main_process
+    stream_batches = batches(stream, settings.batch_size // accelerator.num_processes, data.num_workers)
+    # Worker b % workers makes batch b, so positions can be resumed from where every worker made equally many.
+    workers = max(min(data.num_workers, stream.rows.num_shards), 1)
+    checkpoint_steps = math.ceil(settings.checkpoint_steps / workers) * workers
+    positions = dict(stream.positions)
+    log = JsonLog(output / "log.jsonl", first_step=run.step + 1) if is_main else None
+    progress = tqdm(
+        total=settings.steps,
+        initial=run.step,
+        desc="Pretraining",
+        unit="step",
+        disable=not is_main or not shows_progress(settings),
+    )
+    started = last_logged = time.perf_counter()
+    last_step = run.step
+    broken = 0
+    while run.step < settings.steps:
+        batch = next(stream_batches)
+        positions[batch.worker] = batch.position
+        broken += report_broken(batch, progress)
+        figures = train_step(run, batch)
+        run.step += 1
+        progress.update()
+        if run.step % settings.log_steps == 0 or run.step == settings.steps:
+            now = time.perf_counter()
+            images_per_s = settings.batch_size * (run.step - last_step) / (now - last_logged)
+            last_logged, last_step = now, run.step
+            entry = log_entry(run, figures, images_per_s, batch.position[0], broken)
+            if not math.isfinite(entry["loss"]):
+                raise SystemExit(
+                    f"step {run.step}: the loss is {entry['loss']}; lower learning_rate or set mixed_precision=no, and go on "
+                    f"from {checkpoint.find('auto', output / 'checkpoints') or 'the start'}."
+                )
+            if log:
+                log.write(entry)
+                progress.set_postfix(loss=f"{entry['loss']:.3f}", images_per_s=f"{images_per_s:.0f}")
+        if run.step % checkpoint_steps == 0 or run.step == settings.steps:
+            save_checkpoint(run, positions, workers, output)
+    progress.close()
+    return time.perf_counter() - started
+
+
+def train_step(run: Run, batch: Batch) -> dict[str, torch.Tensor | float]:
+    """One optimiser step, then the teacher's. Returns what it measured."""
+    settings, step, accelerator = run.settings, run.step, run.accelerator
+    learning_rate = warmup_cosine(
+        step,
+        settings.steps,
+        settings.warmup_steps,
+        peak=settings.learning_rate * settings.batch_size / 256,
+        end=settings.min_learning_rate,
+    )
+    weight_decay = cosine(step, settings.steps, settings.weight_decay, settings.weight_decay_end)
+    momentum = cosine(step, settings.steps, settings.teacher_momentum, 1.0)
+    temperature = linear(
+        step,
+        settings.warmup_teacher_temperature_steps,
+        settings.warmup_teacher_temperature,
+        settings.teacher_temperature,
+    )
+    set_schedule(run.optimizer, learning_rate, weight_decay)
+
+    views = [view.to(accelerator.device, non_blocking=True) for view in batch.views]
+    with torch.no_grad(), accelerator.autocast():
+        targets = run.loss.targets(run.teacher(views[:2]), temperature)  # (G, B, K)
+    with accelerator.autocast():
+        student_logits = run.student(views)  # (V, B, K)
+    loss = run.loss(student_logits, targets)
+    accelerator.backward(loss)
+    gradient_norm = clip_gradients(run.student, settings.clip_gradient)
+    student = accelerator.unwrap_model(run.student)
+    if step < settings.freeze_last_layer_steps:
+        student.model.head.prototypes.weight.grad = None  # after clipping, as DINO does
+    run.optimizer.step()
+    run.optimizer.zero_grad(set_to_none=True)
+    update_teacher(run.teacher, student, momentum)
+    return {
+        "loss": loss.detach(),
+        "targets": targets,
+        "gradient_norm": gradient_norm,
+        "learning_rate": learning_rate,
+        "weight_decay": weight_decay,
+        "teacher_momentum": momentum,
+        "teacher_temperature": temperature,
+    }
+
+
+def log_entry(run: Run, figures: dict, images_per_s: float, epoch: int, broken: int) -> dict:
+    """A line of the log, from the figures of the last step; the loss and the broken images over all ranks."""
+    targets = figures.pop("targets")
+    sums = torch.tensor([float(figures["loss"]), float(broken)], device=run.accelerator.device)
+    loss_sum, broken_sum = run.accelerator.reduce(sums, "sum").tolist()
+    return {
+        "step": run.step,
+        **{name: float(value) for name, value in figures.items()},
+        "loss": loss_sum / run.accelerator.num_processes,
+        "ln_k": math.log(targets.shape[-1]),
+        **teacher_entropies(targets),
+        "images_per_s": images_per_s,
+        "images_seen": run.step * run.settings.batch_size,
+        "epoch": epoch,
+        "broken_images": int(broken_sum),
+    }
+
+
+def report_broken(batch: Batch, progress: tqdm) -> int:
+    for reason in batch.broken:
+        progress.write(f"skipped broken image {reason}", file=sys.stderr)
+    return len(batch.broken)
+
+
+def shows_progress(settings: TrainingSettings) -> bool:
+    return sys.stderr.isatty() and not settings.quiet
+
+
+def save_checkpoint(run: Run, positions: dict, workers: int, output: Path) -> None:
+    """Every rank sends its stream's positions and generator state; the main process writes."""
+    ranks = gather_object([{"positions": positions, "generator": torch.get_rng_state()}])
+    if run.accelerator.is_main_process:
+        state = {
+            "step": run.step,
+            "student": run.accelerator.unwrap_model(run.student).state_dict(),
+            "teacher": run.teacher.state_dict(),
+            "loss": run.loss.state_dict(),
+            "optimizer": run.optimizer.state_dict(),
+            "workers": workers,
+            "ranks": ranks,
+        }
+        checkpoint.save(output / "checkpoints", run.step, state, run.settings.keep_checkpoints)
+    run.accelerator.wait_for_everyone()
+
+
+def resume(run: Run, output: Path) -> dict:
+    """Loads the checkpoint that the settings name, if any; returns this rank's positions in the stream."""
+    path = checkpoint.find(run.settings.resume, output / "checkpoints")
+    if path is None:
+        return {}
+    state = checkpoint.load(path)
+    ranks = run.accelerator.num_processes
+    if len(state["ranks"]) != ranks:
+        raise SystemExit(
+            f"{path} was written by {len(state['ranks'])} processes and this run has {ranks}; go on with as many, or start "
+            "anew with --resume none."
+        )
+    try:
+        run.accelerator.unwrap_model(run.student).load_state_dict(state["student"])
+        run.teacher.load_state_dict(state["teacher"])
+        run.loss.load_state_dict(state["loss"])
+    except RuntimeError as error:
+        raise SystemExit(
+            f"{path} belongs to a model of other settings ({error}); use its settings, another --output_dir, or --resume none."
+        ) from error
+    run.optimizer.load_state_dict(state["optimizer"])
+    run.step = state["step"]
+    own = state["ranks"][run.accelerator.process_index]
+    torch.set_rng_state(own["generator"])
+    run.accelerator.print(f"Going on from {path} at step {run.step}.")
+    return own["positions"]
+
+
+def export(run: Run, settings: Settings, seconds: float, folder: Path) -> None:
+    """Writes the teacher as a RatsForPartSegmentation folder with its processor and a record of the training."""
+    model_settings, data_settings, training_settings = settings
+    config = RatsConfig(**asdict(model_settings), image_size=data_settings.global_crop_size)
+    model = RatsForPartSegmentation(config)
+    model.rats.load_state_dict(run.teacher.model.rats.state_dict())
+    side = training_settings.export_image_size or data_settings.global_crop_size
+    record = {
+        "settings": {**asdict(model_settings), **asdict(data_settings), **asdict(training_settings)},
+        "steps": run.step,
+        "images_seen": run.step * training_settings.batch_size,
+        "seconds_since_resume": round(seconds, 1),
+        "device": str(run.accelerator.device),
+        "processes": run.accelerator.num_processes,
+        "mixed_precision": run.accelerator.mixed_precision,
+        "versions": {name: version(name) for name in ("torch", "transformers", "accelerate", "datasets")},
+    }
+    temporary = folder.with_name(f".{folder.name}")
+    shutil.rmtree(temporary, ignore_errors=True)
+    model.save_pretrained(temporary)
+    RatsImageProcessor(size={"height": side, "width": side}).save_pretrained(temporary)
+    (temporary / "training.json").write_text(json.dumps(record, indent=1) + "\n")
+    shutil.rmtree(folder, ignore_errors=True)
+    os.replace(temporary, folder)
+
+
+if __name__ == "__main__":
+    transformers.logging.disable_progress_bar()
+    main()
