@@ -1,0 +1,10 @@
+"""Many-to-one mean IoU as an `evaluate` module: `evaluate.load("evaluation/metrics/m2o_miou")` from the checkout."""
+
+from evaluation.metrics import contingency, part_metric
+
+
+class M2OMeanIoU(part_metric.PartMetric):
+    """See `evaluation.metrics.contingency.many_to_one_miou` for the exact definition."""
+
+    score_name = "m2o_miou"
+    score = staticmethod(contingency.many_to_one_miou)

@@ -1,0 +1,10 @@
+"""One-to-one mean IoU as an `evaluate` module: `evaluate.load("evaluation/metrics/o2o_miou")` from the checkout."""
+
+from evaluation.metrics import contingency, part_metric
+
+
+class O2OMeanIoU(part_metric.PartMetric):
+    """See `evaluation.metrics.contingency.one_to_one_miou` for the exact definition."""
+
+    score_name = "o2o_miou"
+    score = staticmethod(contingency.one_to_one_miou)
