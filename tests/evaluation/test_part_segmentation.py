@@ -230,7 +230,7 @@ def test_samples_that_cannot_be_scored_are_refused(image, mask, message, tmp_pat
 
 
 def test_what_a_data_set_does_not_have_is_listed(data_folder, tmp_path):
-    with pytest.raises(ValueError, match="split=test is not in .*; it has: validation"):
+    with pytest.raises(ValueError, match=r"split=test is not in .*; it has: validation"):
         open_mask_dataset(data_folder, split="test")
     with pytest.raises(ValueError, match=r"no column 'picture'; image_column must name one .*: image, mask, caption"):
         open_mask_dataset(data_folder, image_column="picture")
