@@ -42,6 +42,8 @@ class Difficulty:
         rotation_degrees: Largest turn to either side.
         palette_colours: Number of dark and of light colours in an image; the fewer, the more parts share each.
         texture_fidelity: Probability that a part wears its own type's texture and not any.
+        ground_colour: Share of the palette's colour that the ground and the things on it keep; at 0 they are grey, of the
+            palette's brightness, so that what colours there are tell of the object.
         background_texture: Probability that the background repeats a part's texture instead of being smooth.
         background_period: Length over which a smooth background repeats; it has two waves in that length.
         distractors: Number of things behind the object, (least, most).
@@ -57,6 +59,7 @@ class Difficulty:
     rotation_degrees: float = 20
     palette_colours: int = 3
     texture_fidelity: float = 0.9
+    ground_colour: float = 1.0
     background_texture: float = 0.4
     background_period: float = 1.2
     distractors: tuple[int, int] = (1, 4)
@@ -74,6 +77,7 @@ DIFFICULTIES = {
         rotation_degrees=10,
         palette_colours=2,
         texture_fidelity=1.0,
+        ground_colour=0.0,
         background_texture=0.0,
         background_period=1.4,
         distractors=(0, 1),
@@ -169,16 +173,17 @@ class Canvas:
         square = 1.1 * np.array([(0, 0), (1, 0), (1, 1), (0, 1)]) - 0.05
         ground = Shape("background", (square,), self.rng.uniform(0, 1, 2), direction(self.rng.uniform(0, 360)))
         if self.rng.random() < self.settings.background_texture:
-            self.paint(ground, self.rng.choice(REPEATING_TEXTURES), self.draw_table())
+            self.paint(ground, self.rng.choice(REPEATING_TEXTURES), self.fade(self.draw_table()))
         else:
             # The whole palette, dark and light in turn: whatever colours a part has, the ground has them too.
-            self.paint(ground, "clouds", colour_table(np.stack([self.dark, self.light], axis=1).reshape(-1, 3)))
+            palette = colour_table(np.stack([self.dark, self.light], axis=1).reshape(-1, 3))
+            self.paint(ground, "clouds", self.fade(palette))
 
     def paint_clutter(self, centres: np.ndarray) -> None:
         """Things that count as background, at centres (things, 2)."""
         for centre in centres:
             thing = clutter(self.rng, centre, self.rng.uniform(*self.settings.distractor_size))
-            self.paint(thing, self.draw_texture("clouds", 1 - self.settings.distractor_texture), self.draw_table())
+            self.paint(thing, self.draw_texture("clouds", 1 - self.settings.distractor_texture), self.fade(self.draw_table()))
 
     def paint_object(self, shapes: list[Shape]) -> None:
         """All shapes of a part type wear one texture in one pair of colours, eyes are black and white."""
@@ -192,6 +197,11 @@ class Canvas:
     def draw_table(self) -> np.ndarray:
         """Colours of one thing: from one of the palette's dark colours to one of its light ones."""
         return colour_table(np.stack([self.rng.choice(self.dark), self.rng.choice(self.light)]))
+
+    def fade(self, table: np.ndarray) -> np.ndarray:
+        """A table's colours as far as the ground keeps them, their brightness as it is."""
+        grey = cv2.cvtColor(cv2.cvtColor(table, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
+        return cv2.addWeighted(table, self.settings.ground_colour, grey, 1 - self.settings.ground_colour, 0)
 
     def draw_texture(self, own: str, own_probability: float) -> str:
         """The given texture with a probability, else any that repeats."""

@@ -21,6 +21,9 @@ class ModelSettings:
     num_registers: int = field(default=96, metadata={"help": "Number of registers N, divisible by the heads."})
     patch_size: int = field(default=16, metadata={"help": "Side of a patch, in pixels."})
     drop_path_rate: float = field(default=0.1, metadata={"help": "Stochastic depth of the last block; student only."})
+    initializer_range: float = field(
+        default=0.02, metadata={"help": "Standard deviation of the initial weights; narrow networks want more."}
+    )
     partition_registers: bool = field(default=True, metadata={"help": "Partition the registers over the heads."})
     communicate: bool = field(default=True, metadata={"help": "Let registers attend to registers."})
     num_prototypes: int = field(default=65536, metadata={"help": "Number of prototypes K of the DINO head."})
@@ -54,6 +57,15 @@ class DataSettings:
     local_crops_scale: list[float] = field(
         default_factory=lambda: [0.05, 0.4], metadata={"help": "Range of the area share of a local view."}
     )
+    blur_sigma: list[float] = field(
+        default_factory=lambda: [0.1, 2.0],
+        metadata={"help": "Range of the blur's standard deviation; DINO's suits 224 px, small images want less."},
+    )
+    color_jitter: list[float] = field(
+        default_factory=lambda: [0.4, 0.4, 0.2, 0.1],
+        metadata={"help": "Strength of the jitter of brightness, contrast, saturation and hue."},
+    )
+    grayscale: float = field(default=0.2, metadata={"help": "Probability of grayscale."})
 
 
 @dataclass
@@ -159,6 +171,10 @@ def _check(model: ModelSettings, data: DataSettings, training: TrainingSettings,
         scale = getattr(data, name)
         if len(scale) != 2 or not 0 < scale[0] <= scale[1] <= 1:
             error(f"{name}={scale} must be two shares of the image's area, 0 < low <= high <= 1.")
+    if len(data.blur_sigma) != 2 or not 0 < data.blur_sigma[0] <= data.blur_sigma[1]:
+        error(f"blur_sigma={data.blur_sigma} must be two numbers of pixels, 0 < low <= high.")
+    if len(data.color_jitter) != 4 or min(data.color_jitter) < 0 or data.color_jitter[3] > 0.5:
+        error(f"color_jitter={data.color_jitter} must be four strengths of at least 0, that of hue at most 0.5.")
     for name in ("steps", "batch_size", "checkpoint_steps", "keep_checkpoints", "log_steps"):
         if getattr(training, name) < 1:
             error(f"{name}={getattr(training, name)} must be at least 1.")

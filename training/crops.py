@@ -16,13 +16,27 @@ cv2.setNumThreads(1)  # a loader worker is one of several processes
 
 @dataclass(frozen=True)
 class ViewSettings:
-    """How one view is made. Sizes in pixels; scales as shares of the image's area; the rest are probabilities."""
+    """How one view is made. Defaults are DINO's.
+
+    Attributes:
+        size_px: Side of the square view.
+        scale: Range of the share of the image's area that it covers.
+        blur: Probability of a blur.
+        solarize: Probability of a solarisation.
+        blur_sigma_px: Range of the blur's standard deviation.
+        jitter: Strengths of brightness, contrast, saturation and hue jitter (torchvision, ColorJitter).
+        jitter_probability: Probability of the jitter.
+        grayscale: Probability of grayscale.
+        flip: Probability of a horizontal flip.
+    """
 
     size_px: int
     scale: tuple[float, float]
     blur: float
     solarize: float
-    color_jitter: float = 0.8
+    blur_sigma_px: tuple[float, float] = (0.1, 2.0)
+    jitter: tuple[float, float, float, float] = (0.4, 0.4, 0.2, 0.1)
+    jitter_probability: float = 0.8
     grayscale: float = 0.2
     flip: float = 0.5
 
@@ -36,6 +50,7 @@ class MultiCrop:
         num_local_views: How many local views.
         global_scale: Range of the share of the image's area that a global view covers (DINO: 0.4 to 1).
         local_scale: The same for local views (DINO: 0.05 to 0.4).
+        **settings: Fields of `ViewSettings` that all views share, where they differ from DINO's.
     """
 
     def __init__(
@@ -45,12 +60,13 @@ class MultiCrop:
         num_local_views: int,
         global_scale: tuple[float, float] = (0.4, 1.0),
         local_scale: tuple[float, float] = (0.05, 0.4),
+        **settings,
     ):
         # Blur 1.0, 0.1, 0.5 and solarisation 0.2 on the second global view are DINO's.
         self.views = [
-            ViewSettings(global_size_px, global_scale, blur=1.0, solarize=0.0),
-            ViewSettings(global_size_px, global_scale, blur=0.1, solarize=0.2),
-            *[ViewSettings(local_size_px, local_scale, blur=0.5, solarize=0.0)] * num_local_views,
+            ViewSettings(global_size_px, global_scale, blur=1.0, solarize=0.0, **settings),
+            ViewSettings(global_size_px, global_scale, blur=0.1, solarize=0.2, **settings),
+            *[ViewSettings(local_size_px, local_scale, blur=0.5, solarize=0.0, **settings)] * num_local_views,
         ]
 
     def __call__(self, image: Image.Image, random: np.random.Generator) -> list[np.ndarray]:
@@ -65,12 +81,12 @@ def make_view(image: Image.Image, settings: ViewSettings, random: np.random.Gene
     view = np.asarray(image.resize(size, Image.Resampling.BICUBIC, box=box))
     if random.random() < settings.flip:
         view = np.ascontiguousarray(view[:, ::-1])
-    if random.random() < settings.color_jitter:
-        view = jitter_colors(view, random)
+    if random.random() < settings.jitter_probability:
+        view = jitter_colors(view, settings.jitter, random)
     if random.random() < settings.grayscale:
         view = cv2.cvtColor(cv2.cvtColor(view, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
     if random.random() < settings.blur:
-        view = cv2.GaussianBlur(view, (0, 0), sigmaX=random.uniform(0.1, 2.0))
+        view = cv2.GaussianBlur(view, (0, 0), sigmaX=random.uniform(*settings.blur_sigma_px))
     if random.random() < settings.solarize:
         view = np.where(view >= 128, 255 - view, view).astype(np.uint8)
     return view
@@ -93,23 +109,28 @@ def random_box(
     return x, y, x + box_width, y + box_height
 
 
-def jitter_colors(view: np.ndarray, random: np.random.Generator) -> np.ndarray:
-    """Brightness 0.4, contrast 0.4, saturation 0.2 and hue 0.1 in random order (torchvision, ColorJitter)."""
+def jitter_colors(view: np.ndarray, jitter: tuple[float, float, float, float], random: np.random.Generator) -> np.ndarray:
+    """Brightness, contrast, saturation and hue jitter of the given strengths in random order (torchvision, ColorJitter)."""
+    brightness, contrast, saturation, hue = jitter
     for operation in random.permutation(4):
         if operation == 0:
-            view = cv2.LUT(view, _line(random.uniform(0.6, 1.4), 0.0))
+            view = cv2.LUT(view, _line(_factor(brightness, random), 0.0))
         elif operation == 1:
-            factor = random.uniform(0.6, 1.4)
+            factor = _factor(contrast, random)
             view = cv2.LUT(view, _line(factor, (1 - factor) * cv2.cvtColor(view, cv2.COLOR_RGB2GRAY).mean()))
         elif operation == 2:
-            factor = random.uniform(0.8, 1.2)
+            factor = _factor(saturation, random)
             gray = cv2.cvtColor(cv2.cvtColor(view, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
             view = cv2.addWeighted(view, factor, gray, 1 - factor, 0)
         else:
             hsv = cv2.cvtColor(view, cv2.COLOR_RGB2HSV_FULL)  # a hue circle of 256 steps
-            hsv[..., 0] += np.uint8(round(random.uniform(-0.1, 0.1) * 255) % 256)
+            hsv[..., 0] += np.uint8(round(random.uniform(-hue, hue) * 255) % 256)
             view = cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB_FULL)
     return view
+
+
+def _factor(strength: float, random: np.random.Generator) -> float:
+    return random.uniform(max(0.0, 1 - strength), 1 + strength)
 
 
 def _line(slope: float, offset: float) -> np.ndarray:

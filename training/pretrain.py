@@ -49,6 +49,7 @@ class Run:
     optimizer: torch.optim.Optimizer
     settings: TrainingSettings
     step: int = 0
+    seconds: float = 0.0  # spent in steps, over all sittings
 
 
 def main(arguments: list[str] | None = None) -> Path:
@@ -58,12 +59,12 @@ def main(arguments: list[str] | None = None) -> Path:
     output = Path(training_settings.output_dir)
     output.mkdir(parents=True, exist_ok=True)
     run = build_run(accelerator, model_settings, data_settings, training_settings)
-    positions = resume(run, output)
-    stream = open_stream(accelerator, data_settings, training_settings, positions)
-    seconds = train(run, stream, data_settings, output)
+    stream = open_stream(accelerator, data_settings, training_settings)
+    resume(run, stream, settings, output)
+    train(run, stream, settings, output)
     folder = output / "model"
     if accelerator.is_main_process:
-        export(run, settings, seconds, folder)
+        export(run, settings, folder)
         draw_curves(output / "log.jsonl", output / "curves.png")
         accelerator.print(f"Model folder: {folder}")
     accelerator.wait_for_everyone()
@@ -109,7 +110,7 @@ def build_run(accelerator: Accelerator, model: ModelSettings, data: DataSettings
     return Run(accelerator, student, teacher, loss.to(accelerator.device), build_optimizer(student), training)
 
 
-def open_stream(accelerator: Accelerator, data: DataSettings, training: TrainingSettings, positions: dict) -> ViewStream:
+def open_stream(accelerator: Accelerator, data: DataSettings, training: TrainingSettings) -> ViewStream:
     with accelerator.main_process_first():
         dataset = data.dataset or render_synthetic(data, training)
     rows, column = open_images(dataset, data.dataset_config, data.dataset_split, data.image_column)
@@ -119,9 +120,12 @@ def open_stream(accelerator: Accelerator, data: DataSettings, training: Training
         data.num_local_crops,
         tuple(data.global_crops_scale),
         tuple(data.local_crops_scale),
+        blur_sigma_px=tuple(data.blur_sigma),
+        jitter=tuple(data.color_jitter),
+        grayscale=data.grayscale,
     )
     rank, ranks = accelerator.process_index, accelerator.num_processes
-    return ViewStream(rows, column, crops, training.seed, rank, ranks, data.shuffle_buffer, positions)
+    return ViewStream(rows, column, crops, training.seed, rank, ranks, data.num_workers, data.shuffle_buffer)
 
 
 def render_synthetic(data: DataSettings, training: TrainingSettings) -> str:
@@ -138,15 +142,14 @@ def render_synthetic(data: DataSettings, training: TrainingSettings) -> str:
     return str(folder)
 
 
-def train(run: Run, stream: ViewStream, data: DataSettings, output: Path) -> float:
-    """Steps until the last; returns the seconds that it took."""
+def train(run: Run, stream: ViewStream, all_settings: Settings, output: Path) -> None:
+    """Steps until the last."""
     settings, accelerator = run.settings, run.accelerator
     is_main = accelerator.is_main_process
-    stream_batches = batches(stream, settings.batch_size // accelerator.num_processes, data.num_workers)
-    # Worker b % workers makes batch b, so positions can be resumed from where every worker made equally many.
-    workers = max(min(data.num_workers, stream.rows.num_shards), 1)
+    stream_batches = batches(stream, settings.batch_size // accelerator.num_processes)
+    # The workers make batches in turn: positions can be resumed from where every worker has made equally many.
+    workers = max(stream.num_workers, 1)
     checkpoint_steps = math.ceil(settings.checkpoint_steps / workers) * workers
-    positions = dict(stream.positions)
     log = JsonLog(output / "log.jsonl", first_step=run.step + 1) if is_main else None
     progress = tqdm(
         total=settings.steps,
@@ -155,20 +158,20 @@ def train(run: Run, stream: ViewStream, data: DataSettings, output: Path) -> flo
         unit="step",
         disable=not is_main or not shows_progress(settings),
     )
-    started = last_logged = time.perf_counter()
-    last_step = run.step
+    last_time, last_step, last_seconds = time.perf_counter(), run.step, run.seconds
     broken = 0
     while run.step < settings.steps:
         batch = next(stream_batches)
-        positions[batch.worker] = batch.position
+        stream.positions[batch.worker] = batch.position
         broken += report_broken(batch, progress)
         figures = train_step(run, batch)
         run.step += 1
+        now = time.perf_counter()
+        run.seconds, last_time = run.seconds + now - last_time, now
         progress.update()
         if run.step % settings.log_steps == 0 or run.step == settings.steps:
-            now = time.perf_counter()
-            images_per_s = settings.batch_size * (run.step - last_step) / (now - last_logged)
-            last_logged, last_step = now, run.step
+            images_per_s = settings.batch_size * (run.step - last_step) / (run.seconds - last_seconds)
+            last_step, last_seconds = run.step, run.seconds
             entry = log_entry(run, figures, images_per_s, batch.position[0], broken)
             if not math.isfinite(entry["loss"]):
                 raise SystemExit(
@@ -179,9 +182,8 @@ def train(run: Run, stream: ViewStream, data: DataSettings, output: Path) -> flo
                 log.write(entry)
                 progress.set_postfix(loss=f"{entry['loss']:.3f}", images_per_s=f"{images_per_s:.0f}")
         if run.step % checkpoint_steps == 0 or run.step == settings.steps:
-            save_checkpoint(run, positions, workers, output)
+            save_checkpoint(run, stream, all_settings, output)
     progress.close()
-    return time.perf_counter() - started
 
 
 def train_step(run: Run, batch: Batch) -> dict[str, torch.Tensor | float]:
@@ -257,53 +259,62 @@ def shows_progress(settings: TrainingSettings) -> bool:
     return sys.stderr.isatty() and not settings.quiet
 
 
-def save_checkpoint(run: Run, positions: dict, workers: int, output: Path) -> None:
+def save_checkpoint(run: Run, stream: ViewStream, settings: Settings, output: Path) -> None:
     """Every rank sends its stream's positions and generator state; the main process writes."""
-    ranks = gather_object([{"positions": positions, "generator": torch.get_rng_state()}])
+    ranks = gather_object([{"positions": stream.positions, "generator": torch.get_rng_state()}])
     if run.accelerator.is_main_process:
         state = {
             "step": run.step,
+            "seconds": run.seconds,
             "student": run.accelerator.unwrap_model(run.student).state_dict(),
             "teacher": run.teacher.state_dict(),
             "loss": run.loss.state_dict(),
             "optimizer": run.optimizer.state_dict(),
-            "workers": workers,
+            "lasting_settings": lasting_settings(run, stream, settings),
             "ranks": ranks,
         }
         checkpoint.save(output / "checkpoints", run.step, state, run.settings.keep_checkpoints)
     run.accelerator.wait_for_everyone()
 
 
-def resume(run: Run, output: Path) -> dict:
-    """Loads the checkpoint that the settings name, if any; returns this rank's positions in the stream."""
+def lasting_settings(run: Run, stream: ViewStream, settings: Settings) -> dict:
+    """What a resumed run must share with the run that it goes on from."""
+    model, data, training = settings
+    lasting = asdict(model) | asdict(data) | {"seed": training.seed, "batch_size": training.batch_size}
+    # Fewer workers than asked for may have shards to read; none is the main process in the place of one.
+    return lasting | {"num_workers": max(stream.num_workers, 1), "processes": run.accelerator.num_processes}
+
+
+def resume(run: Run, stream: ViewStream, settings: Settings, output: Path) -> None:
+    """Loads the checkpoint that the settings name, if any, into the run and the stream."""
     path = checkpoint.find(run.settings.resume, output / "checkpoints")
     if path is None:
-        return {}
+        return
     state = checkpoint.load(path)
-    ranks = run.accelerator.num_processes
-    if len(state["ranks"]) != ranks:
+    then, now = state["lasting_settings"], lasting_settings(run, stream, settings)
+    changed = [name for name in now if then[name] != now[name]]
+    if changed:
         raise SystemExit(
-            f"{path} was written by {len(state['ranks'])} processes and this run has {ranks}; go on with as many, or start "
-            "anew with --resume none."
+            f"{path} was written with {', '.join(f'{name}={then[name]}' for name in changed)}, and this run has "
+            f"{', '.join(f'{name}={now[name]}' for name in changed)}; to go on these must stay the same. Use the "
+            "checkpoint's settings, another --output_dir, or start anew with --resume none."
         )
-    try:
-        run.accelerator.unwrap_model(run.student).load_state_dict(state["student"])
-        run.teacher.load_state_dict(state["teacher"])
-        run.loss.load_state_dict(state["loss"])
-    except RuntimeError as error:
-        raise SystemExit(
-            f"{path} belongs to a model of other settings ({error}); use its settings, another --output_dir, or --resume none."
-        ) from error
+    run.accelerator.unwrap_model(run.student).load_state_dict(state["student"])
+    run.teacher.load_state_dict(state["teacher"])
+    run.loss.load_state_dict(state["loss"])
     run.optimizer.load_state_dict(state["optimizer"])
-    run.step = state["step"]
+    run.step, run.seconds = state["step"], state["seconds"]
     own = state["ranks"][run.accelerator.process_index]
     torch.set_rng_state(own["generator"])
+    stream.positions = own["positions"]
     run.accelerator.print(f"Going on from {path} at step {run.step}.")
-    return own["positions"]
 
 
-def export(run: Run, settings: Settings, seconds: float, folder: Path) -> None:
-    """Writes the teacher as a RatsForPartSegmentation folder with its processor and a record of the training."""
+def export(run: Run, settings: Settings, folder: Path) -> None:
+    """Writes the teacher as a RatsForPartSegmentation folder with its processor and a record of the training.
+
+    A card that is in the folder already is kept: a person may have written in it.
+    """
     model_settings, data_settings, training_settings = settings
     config = RatsConfig(**asdict(model_settings), image_size=data_settings.global_crop_size)
     model = RatsForPartSegmentation(config)
@@ -313,19 +324,27 @@ def export(run: Run, settings: Settings, seconds: float, folder: Path) -> None:
         "settings": {**asdict(model_settings), **asdict(data_settings), **asdict(training_settings)},
         "steps": run.step,
         "images_seen": run.step * training_settings.batch_size,
-        "seconds_since_resume": round(seconds, 1),
-        "device": str(run.accelerator.device),
+        "seconds": round(run.seconds, 1),
+        "device": device_name(run.accelerator.device),
         "processes": run.accelerator.num_processes,
         "mixed_precision": run.accelerator.mixed_precision,
-        "versions": {name: version(name) for name in ("torch", "transformers", "accelerate", "datasets")},
+        "versions": {name: version(name) for name in ("modeling-rats", "torch", "transformers", "accelerate", "datasets")},
     }
     temporary = folder.with_name(f".{folder.name}")
     shutil.rmtree(temporary, ignore_errors=True)
     model.save_pretrained(temporary)
     RatsImageProcessor(size={"height": side, "width": side}).save_pretrained(temporary)
     (temporary / "training.json").write_text(json.dumps(record, indent=1) + "\n")
+    if (folder / "README.md").exists():
+        shutil.copy2(folder / "README.md", temporary)
     shutil.rmtree(folder, ignore_errors=True)
     os.replace(temporary, folder)
+
+
+def device_name(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"CPU, {torch.get_num_threads()} threads" if device.type == "cpu" else str(device)
 
 
 if __name__ == "__main__":

@@ -50,8 +50,12 @@ class ViewStream(torch.utils.data.IterableDataset):
         seed: Seed of order and views.
         rank: This process among `num_ranks`.
         num_ranks: Number of processes that share the data.
+        num_workers: Loader processes wanted; a worker without a shard to read would give nothing, so there are at most as
+            many as this rank has shards. 0 reads in the main process.
         shuffle_buffer: Rows that the order is mixed over, besides the order of the shards.
-        positions: Position of each worker to go on from.
+
+    Attributes:
+        positions: Where each worker stands: set it before iterating to go on from there.
     """
 
     def __init__(
@@ -62,8 +66,8 @@ class ViewStream(torch.utils.data.IterableDataset):
         seed: int,
         rank: int = 0,
         num_ranks: int = 1,
+        num_workers: int = 0,
         shuffle_buffer: int = 1000,
-        positions: dict[int, Position] | None = None,
     ):
         # Shuffled before the split, so that all ranks agree on the order that they split.
         shuffled = rows.shuffle(seed=seed, buffer_size=shuffle_buffer)
@@ -72,7 +76,8 @@ class ViewStream(torch.utils.data.IterableDataset):
         self.make_views = make_views
         self.seed = seed
         self.rank = rank
-        self.positions = positions or {}
+        self.num_workers = min(num_workers, self.rows.num_shards)
+        self.positions: dict[int, Position] = {}
 
     def __iter__(self) -> Iterator[Sample]:
         worker_info = get_worker_info()
@@ -109,19 +114,16 @@ def decode(image: dict) -> Image.Image:
     return datasets.Image().decode_example(image).convert("RGB")
 
 
-def batches(stream: ViewStream, batch_size: int, num_workers: int) -> Iterator[Batch]:
-    """Endless batches of a stream. Batch b comes from worker b modulo the number of workers.
-
-    A worker without shards would never give an image, so there are at most as many workers as the rank has shards.
-    """
-    num_workers = min(num_workers, stream.rows.num_shards)
+def batches(stream: ViewStream, batch_size: int) -> Iterator[Batch]:
+    """Endless batches of a stream, made by its workers in turn."""
     loader = DataLoader(
         stream,
         batch_size=batch_size,
-        num_workers=num_workers,
+        num_workers=stream.num_workers,
         collate_fn=collate,
         pin_memory=torch.cuda.is_available(),
-        multiprocessing_context="forkserver" if num_workers else None,  # forking after threads have started can hang
+        # Forking after threads have started can hang, and a fork server's children outlive a killed main process.
+        multiprocessing_context="spawn" if stream.num_workers else None,
     )
     return iter(loader)
 

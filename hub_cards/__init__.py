@@ -1,0 +1,1 @@
+"""Model cards, and what else a RATS repository on the Hub needs."""
