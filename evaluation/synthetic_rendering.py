@@ -44,8 +44,9 @@ class Difficulty:
         texture_fidelity: Probability that a part wears its own type's texture and not any.
         ground_colour: Share of the palette's colour that the ground and the things on it keep; at 0 they are grey, of the
             palette's brightness, so that what colours there are tell of the object.
-        background_texture: Probability that the background repeats a part's texture instead of being smooth.
-        background_period: Length over which a smooth background repeats; it has two waves in that length.
+        background_texture: Probability that the background repeats a part's texture instead of its own.
+        background: Its own texture: "clouds" are smooth, "speckle" is fine noise, in which every place looks alike.
+        background_period: Length over which clouds repeat; they have two waves in that length.
         distractors: Number of things behind the object, (least, most).
         distractor_size: Their radius, and the occluder's.
         distractor_texture: Probability that such a thing wears a part's texture instead of being smooth.
@@ -61,6 +62,7 @@ class Difficulty:
     texture_fidelity: float = 0.9
     ground_colour: float = 1.0
     background_texture: float = 0.4
+    background: str = "clouds"
     background_period: float = 1.2
     distractors: tuple[int, int] = (1, 4)
     distractor_size: tuple[float, float] = (0.06, 0.14)
@@ -79,7 +81,7 @@ DIFFICULTIES = {
         texture_fidelity=1.0,
         ground_colour=0.0,
         background_texture=0.0,
-        background_period=1.4,
+        background="speckle",
         distractors=(0, 1),
         distractor_size=(0.05, 0.1),
         distractor_texture=0.0,
@@ -177,7 +179,7 @@ class Canvas:
         else:
             # The whole palette, dark and light in turn: whatever colours a part has, the ground has them too.
             palette = colour_table(np.stack([self.dark, self.light], axis=1).reshape(-1, 3))
-            self.paint(ground, "clouds", self.fade(palette))
+            self.paint(ground, self.settings.background, self.fade(palette))
 
     def paint_clutter(self, centres: np.ndarray) -> None:
         """Things that count as background, at centres (things, 2)."""

@@ -49,6 +49,7 @@ PERIODS = {
     "dashes": 0.1,
     "checks": 0.09,
     "rings": 0.075,
+    "speckle": 1.0,
 }
 
 
@@ -115,7 +116,11 @@ def _repeating(name: str, u: np.ndarray, v: np.ndarray, variant: int) -> np.ndar
             return edge(noise(variant, 5), 2.5)
         case "clouds":
             return 0.5 + 0.5 * noise(variant, 2)
-    raise ValueError(f"texture={name!r} is unknown; use one of {', '.join((*REPEATING_TEXTURES, *FITTED_TEXTURES))} or clouds.")
+        case "speckle":
+            return edge(noise(variant, 24), 2.0)
+    raise ValueError(
+        f"texture={name!r} is unknown; use one of {', '.join((*REPEATING_TEXTURES, *FITTED_TEXTURES))} or clouds, speckle."
+    )
 
 
 def _fitted(name: str, x: np.ndarray, y: np.ndarray, variant: int) -> np.ndarray:

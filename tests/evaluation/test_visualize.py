@@ -1,0 +1,48 @@
+"""Pictures of part maps from files and from data sets."""
+
+import datasets
+import pytest
+import torch
+from PIL import Image
+
+from evaluation.visualize import main
+from modeling_rats import RatsConfig, RatsForPartSegmentation, RatsImageProcessor
+
+
+@pytest.fixture(scope="module")
+def model_folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("model")
+    torch.manual_seed(0)
+    config = RatsConfig(
+        hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32, num_registers=4, patch_size=8, image_size=32
+    )
+    RatsForPartSegmentation(config).save_pretrained(folder)
+    RatsImageProcessor(size={"height": 32, "width": 32}).save_pretrained(folder)
+    return str(folder)
+
+
+def test_files_are_drawn_beside_their_part_maps(model_folder, tmp_path):
+    image = Image.effect_noise((60, 40), 50)
+    image.save(tmp_path / "a.png")
+    (path,) = main([str(tmp_path / "a.png"), "--model", model_folder, "--output", str(tmp_path / "out")])
+    picture = Image.open(path)
+    assert path.name == "a.png" and picture.width > 2 * 60 and picture.height > 40
+    assert picture.convert("HSV").getextrema()[1][1] > 100  # a grey image, so what has colour is the part map
+
+
+def test_a_data_set_is_drawn_up_to_the_number_asked_for(model_folder, tmp_path):
+    rows = {"image": [Image.effect_noise((32, 32), 50) for _ in range(3)]}
+    data = datasets.Dataset.from_dict(rows, features=datasets.Features({"image": datasets.Image()}))
+    (tmp_path / "data").mkdir()
+    data.to_parquet(tmp_path / "data" / "train-00000-of-00001.parquet")
+    arguments = ["--dataset", str(tmp_path / "data"), "--num_pictures", "2", "--model", model_folder]
+    assert len(main([*arguments, "--output", str(tmp_path / "out")])) == 2
+
+
+def test_bad_requests_are_told(model_folder, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        main(["--model", model_folder, "--output", str(tmp_path)])
+    assert "image files or a --dataset" in capsys.readouterr().err
+    (tmp_path / "text.png").write_text("no image")
+    with pytest.raises(SystemExit, match=r"text\.png is no image"):
+        main([str(tmp_path / "text.png"), "--model", model_folder, "--output", str(tmp_path)])
