@@ -172,14 +172,14 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     model, processor = load_rats(options.model, options.revision)
     segmenters = competitors(model, processor, options.untrained, options.baselines, options.seed, options.image_size)
     samples = read_mask_samples(rows, options.image_column, options.mask_column, options.ignore_label, options.limit)
-    samples = tqdm(
+    shown_samples = tqdm(
         samples,
         total=number_of_rows(rows, options.limit),
         unit="image",
         disable=options.quiet or None,  # None: shown on a terminal only
     )
     watch = draw_pictures(options.pictures, options.num_pictures, options.ignore_label) if options.pictures else None
-    scores = evaluate_parts(segmenters, samples, options.batch_size, options.ignore_label, watch)
+    scores = evaluate_parts(segmenters, shown_samples, options.batch_size, options.ignore_label, watch)
     summaries = {row: score.summary() for row, score in scores.items()}
     print(format_table(summaries))
     record = {

@@ -89,9 +89,19 @@ class RatsConfig(PreTrainedConfig):
 
     def validate_sizes(self):
         """Part of `@strict` validation: the fields that must fit each other."""
-        for name in ("hidden_size", "num_hidden_layers", "num_attention_heads", "num_registers", "num_channels"):
+        counts = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "num_registers")
+        head_counts = ("num_prototypes", "head_hidden_size", "head_bottleneck_size")
+        for name in (*counts, "num_channels", *head_counts):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 1.")
+        if not 0 <= self.drop_path_rate < 1:
+            raise ValueError(f"drop_path_rate={self.drop_path_rate} must be a probability, 0 <= rate < 1; use 0.1 as DINO.")
+        for name in ("patch_size", "image_size"):
+            size = getattr(self, name)
+            if not isinstance(size, int) and len(size) != 2:
+                raise ValueError(
+                    f"{name}={size} must be a number of pixels or two of them, height and width; use 16 or [16, 16]."
+                )
         heads = self.num_attention_heads
         if self.hidden_size % heads:
             raise ValueError(

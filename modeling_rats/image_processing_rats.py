@@ -1,12 +1,12 @@
 """Images in, pixel values out, and model outputs back to part maps at image size."""
 
 import math
+from typing import Any
 
 import torch
 from transformers.image_processing_backends import TorchvisionBackend
 from transformers.image_processing_utils import BatchFeature
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, PILImageResampling, SizeDict
-from transformers.modeling_outputs import ModelOutput
 from transformers.processing_utils import ImagesKwargs
 from transformers.utils import auto_docstring
 
@@ -36,7 +36,7 @@ class RatsImageProcessor(TorchvisionBackend):
     do_convert_rgb = True
     ensure_multiple_of = None
 
-    def _preprocess(
+    def _preprocess(  # type: ignore[override]  # transformers' processors take their own options here
         self,
         images: list[torch.Tensor],
         do_resize: bool,
@@ -46,18 +46,16 @@ class RatsImageProcessor(TorchvisionBackend):
         **kwargs,
     ) -> BatchFeature:
         if do_resize and ensure_multiple_of is not None:
-            target_sizes = [_size_of_same_area(image.shape[-2:], size, ensure_multiple_of) for image in images]
+            target_sizes = [_size_of_same_area(image.shape[-2], image.shape[-1], size, ensure_multiple_of) for image in images]
             images = [self.resize(image, target, resample) for image, target in zip(images, target_sizes, strict=True)]
             do_resize = False
         return super()._preprocess(images, do_resize=do_resize, size=size, resample=resample, **kwargs)
 
-    def post_process_part_segmentation(
-        self, outputs: ModelOutput, target_sizes: list[tuple[int, int]] | None = None
-    ) -> list[dict]:
+    def post_process_part_segmentation(self, outputs: Any, target_sizes: list[tuple[int, int]] | None = None) -> list[dict]:
         """Part maps of [`RatsForPartSegmentation`] outputs: each patch goes to its most similar register.
 
         Args:
-            outputs: Outputs with `similarities`, (batch_size, num_registers, rows, columns).
+            outputs: `RatsPartSegmentationOutput` with `similarities`, (batch_size, num_registers, rows, columns).
             target_sizes: Height and width in pixels of each map, usually of the original image; the patch grid when None.
 
         Returns:
@@ -76,12 +74,12 @@ class RatsImageProcessor(TorchvisionBackend):
         ]
 
     def post_process_semantic_segmentation(
-        self, outputs: ModelOutput, target_sizes: list[tuple[int, int]] | None = None
+        self, outputs: Any, target_sizes: list[tuple[int, int]] | None = None
     ) -> list[torch.Tensor]:
         """Label maps of the outputs' `logits`, upsampled bilinearly to the target sizes before the argmax.
 
         Args:
-            outputs: Outputs with `logits`, (batch_size, num_labels, rows, columns).
+            outputs: `RatsPartSegmentationOutput` with `logits`, (batch_size, num_labels, rows, columns).
             target_sizes: Height and width in pixels of each map; the patch grid when None.
 
         Returns:
@@ -98,9 +96,13 @@ class RatsImageProcessor(TorchvisionBackend):
         return maps
 
 
-def _size_of_same_area(image_size: tuple[int, int], size: SizeDict, multiple: int) -> SizeDict:
+def _size_of_same_area(height: int, width: int, size: SizeDict, multiple: int) -> SizeDict:
     """About the area of `size` in the image's aspect ratio, each side a multiple of `multiple` and at least one."""
-    height, width = image_size
+    if not (size.height and size.width):
+        raise ValueError(
+            f"size={size} must have height and width where ensure_multiple_of={multiple} is set: the image gets about their "
+            'area; give size={"height": ..., "width": ...}.'
+        )
     scale = math.sqrt(size.height * size.width / (height * width))
     sides = [max(round(side * scale / multiple), 1) * multiple for side in (height, width)]
     return SizeDict(height=sides[0], width=sides[1])

@@ -3,6 +3,7 @@
 B batch  L patches  N registers  H heads  n = N/H registers per head  D hidden  d = D/H head dim  K prototypes
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -32,10 +33,10 @@ class RatsForPreTrainingOutput(ModelOutput):
         Cosine of the projected image with each prototype, before any temperature.
     """
 
-    loss: torch.FloatTensor | None = None
-    logits: torch.FloatTensor | None = None
-    hidden_states: tuple[torch.FloatTensor, ...] | None = None
-    attentions: tuple[torch.FloatTensor, ...] | None = None
+    loss: torch.Tensor | None = None
+    logits: torch.Tensor | None = None
+    hidden_states: tuple[torch.Tensor, ...] | None = None
+    attentions: tuple[torch.Tensor, ...] | None = None
 
 
 @auto_docstring(custom_intro="Output of [`RatsForPartSegmentation`].")
@@ -50,11 +51,11 @@ class RatsPartSegmentationOutput(ModelOutput):
         Cosine of each register token with each patch token.
     """
 
-    loss: torch.FloatTensor | None = None
-    logits: torch.FloatTensor | None = None
-    similarities: torch.FloatTensor | None = None
-    hidden_states: tuple[torch.FloatTensor, ...] | None = None
-    attentions: tuple[torch.FloatTensor, ...] | None = None
+    loss: torch.Tensor | None = None
+    logits: torch.Tensor | None = None
+    similarities: torch.Tensor | None = None
+    hidden_states: tuple[torch.Tensor, ...] | None = None
+    attentions: tuple[torch.Tensor, ...] | None = None
 
 
 class RatsEmbeddings(nn.Module):
@@ -75,13 +76,14 @@ class RatsEmbeddings(nn.Module):
         self.position_embeddings = nn.Parameter(torch.zeros(1, rows * columns, config.hidden_size))
 
     def forward(self, pixel_values: torch.Tensor, bool_masked_pos: torch.Tensor | None = None) -> torch.Tensor:
-        self._check(pixel_values, bool_masked_pos)
+        self._check(pixel_values)
         patches = self.patch_embeddings(pixel_values)  # (B, D, rows, columns)
         grid = patches.shape[-2:]
         patches = patches.flatten(2).transpose(1, 2)  # (B, L, D)
         if bool_masked_pos is not None:
-            mask_token = self.mask_token.to(patches.dtype)
-            patches = torch.where(bool_masked_pos.bool().unsqueeze(-1), mask_token, patches)
+            if self.mask_token is None:
+                raise ValueError("bool_masked_pos was given, but the model has no mask token; set use_mask_token=True.")
+            patches = torch.where(bool_masked_pos.bool().unsqueeze(-1), self.mask_token.to(patches.dtype), patches)
         patches = patches + self._positions(grid).to(patches.dtype)
         registers = self.register_tokens.to(patches.dtype).expand(patches.shape[0], -1, -1)  # (B, N, D)
         return torch.cat([registers, patches], dim=1)  # (B, N + L, D)
@@ -95,7 +97,7 @@ class RatsEmbeddings(nn.Module):
         positions = nn.functional.interpolate(positions.float(), size=grid, mode="bicubic", align_corners=False)
         return positions.flatten(2).transpose(1, 2)  # (1, L, D)
 
-    def _check(self, pixel_values: torch.Tensor, bool_masked_pos: torch.Tensor | None) -> None:
+    def _check(self, pixel_values: torch.Tensor) -> None:
         if pixel_values.ndim != 4 or pixel_values.shape[1] != self.config.num_channels:
             raise ValueError(
                 f"pixel_values of shape {tuple(pixel_values.shape)} must be (batch, {self.config.num_channels} channels, "
@@ -109,8 +111,6 @@ class RatsEmbeddings(nn.Module):
                     f"image {side} {pixels} px must be a positive multiple of the patch {side} {patch} px (a convolution "
                     f"would drop the rest silently); resize it, e.g. RatsImageProcessor with ensure_multiple_of={patch}."
                 )
-        if bool_masked_pos is not None and self.mask_token is None:
-            raise ValueError("bool_masked_pos was given, but the model has no mask token; set use_mask_token=True.")
 
 
 class RatsMLP(nn.Module):
@@ -165,7 +165,7 @@ class RatsPreTrainedModel(PreTrainedModel):
     config: RatsConfig
     base_model_prefix = "rats"
     main_input_name = "pixel_values"
-    input_modalities = ("image",)
+    input_modalities = ("image",)  # type: ignore[assignment]  # as transformers' own vision models have it
     supports_gradient_checkpointing = True
     _no_split_modules = ["RatsEmbeddings", "RatsLayer"]
     _supports_sdpa = True
@@ -184,8 +184,9 @@ class RatsPreTrainedModel(PreTrainedModel):
         std = self.config.initializer_range
         if isinstance(module, (nn.Linear, nn.Conv2d, RatsPrototypes)):
             init.trunc_normal_(module.weight, mean=0.0, std=std)
-            if getattr(module, "bias", None) is not None:
-                init.zeros_(module.bias)
+            bias = getattr(module, "bias", None)
+            if bias is not None:
+                init.zeros_(bias)
         elif isinstance(module, nn.LayerNorm):
             init.ones_(module.weight)
             init.zeros_(module.bias)
@@ -278,7 +279,7 @@ class RatsModel(RatsPreTrainedModel):
             attentions=encoded.attentions,
         )
 
-    def _records_outputs(self, kwargs: dict) -> bool:
+    def _records_outputs(self, kwargs: Mapping) -> bool:
         names = [f"output_{name}" for name in self._can_record_outputs]
         return any(kwargs.get(name, getattr(self.config, name, False)) for name in names)
 
@@ -361,8 +362,9 @@ class RatsForPartSegmentation(RatsPreTrainedModel):
     def __init__(self, config: RatsConfig):
         super().__init__(config)
         self.rats = RatsModel(config)
-        own_labels = config.num_labels != config.num_registers
-        self.classifier = nn.Linear(config.num_registers, config.num_labels) if own_labels else None
+        num_labels = config.num_labels or config.num_registers
+        own_labels = num_labels != config.num_registers
+        self.classifier = nn.Linear(config.num_registers, num_labels) if own_labels else None
         self.post_init()
 
     @can_return_tuple

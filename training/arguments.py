@@ -1,8 +1,10 @@
 """Settings of pretraining: three dataclasses, filled from a recipe (YAML) and the command line, which wins."""
 
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from pathlib import Path
+from typing import NoReturn
 
 import yaml
 from transformers import HfArgumentParser
@@ -129,15 +131,16 @@ def parse(arguments: list[str] | None = None) -> Settings:
     flags = list(sys.argv[1:] if arguments is None else arguments)
     recipe = Path(flags.pop(0)) if flags and not flags[0].startswith("-") else QUICKSTART
     parser = HfArgumentParser(
-        (ModelSettings, DataSettings, TrainingSettings),
+        [ModelSettings, DataSettings, TrainingSettings],  # type: ignore[list-item]  # any dataclass will do
         prog="pretrain.py",
         usage="pretrain.py [RECIPE] [--setting value ...]",
         description=f"DINO pretraining of RATS. RECIPE is a YAML file of settings (default: {QUICKSTART.name}).",
         allow_abbrev=False,
     )
-    settings = parser.parse_args_into_dataclasses(recipe_flags(recipe, parser) + flags, look_for_args_file=False)
-    _check(*settings, error=parser.error)
-    return settings
+    arguments = recipe_flags(recipe, parser) + flags
+    model, data, training = parser.parse_args_into_dataclasses(arguments, look_for_args_file=False)
+    _check(model, data, training, parser.error)
+    return model, data, training
 
 
 def recipe_flags(recipe: Path, parser: HfArgumentParser) -> list[str]:
@@ -161,7 +164,7 @@ def recipe_flags(recipe: Path, parser: HfArgumentParser) -> list[str]:
     return flags
 
 
-def _check(model: ModelSettings, data: DataSettings, training: TrainingSettings, error) -> None:
+def _check(model: ModelSettings, data: DataSettings, training: TrainingSettings, error: Callable[[str], NoReturn]) -> None:
     """Rules between settings. What concerns the network alone, RatsConfig checks."""
     for name in ("global_crop_size", "local_crop_size"):
         size = getattr(data, name)

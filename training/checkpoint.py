@@ -51,7 +51,8 @@ def find(resume: str, folder: Path) -> Path | None:
     if resume == "none":
         return None
     if resume == "auto":
-        return (list_checkpoints(folder) or [None])[-1]
+        checkpoints = list_checkpoints(folder)
+        return checkpoints[-1] if checkpoints else None
     path = Path(resume)
     found = list_checkpoints(path)[-1:] if path.is_dir() else [path] * path.is_file()
     if not found:

@@ -5,6 +5,7 @@ its bicubic filter antialiases; OpenCV changes colours and blurs, within half a 
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import cv2
@@ -31,11 +32,11 @@ class ViewSettings:
     """
 
     size_px: int
-    scale: tuple[float, float]
+    scale: Sequence[float]
     blur: float
     solarize: float
-    blur_sigma_px: tuple[float, float] = (0.1, 2.0)
-    jitter: tuple[float, float, float, float] = (0.4, 0.4, 0.2, 0.1)
+    blur_sigma_px: Sequence[float] = (0.1, 2.0)
+    jitter: Sequence[float] = (0.4, 0.4, 0.2, 0.1)
     jitter_probability: float = 0.8
     grayscale: float = 0.2
     flip: float = 0.5
@@ -58,8 +59,8 @@ class MultiCrop:
         global_size_px: int,
         local_size_px: int,
         num_local_views: int,
-        global_scale: tuple[float, float] = (0.4, 1.0),
-        local_scale: tuple[float, float] = (0.05, 0.4),
+        global_scale: Sequence[float] = (0.4, 1.0),
+        local_scale: Sequence[float] = (0.05, 0.4),
         **settings,
     ):
         # Blur 1.0, 0.1, 0.5 and solarisation 0.2 on the second global view are DINO's.
@@ -86,18 +87,18 @@ def make_view(image: Image.Image, settings: ViewSettings, random: np.random.Gene
     if random.random() < settings.grayscale:
         view = cv2.cvtColor(cv2.cvtColor(view, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
     if random.random() < settings.blur:
-        view = cv2.GaussianBlur(view, (0, 0), sigmaX=random.uniform(*settings.blur_sigma_px))
+        view = cv2.GaussianBlur(view, (0, 0), sigmaX=random.uniform(settings.blur_sigma_px[0], settings.blur_sigma_px[1]))
     if random.random() < settings.solarize:
         view = np.where(view >= 128, 255 - view, view).astype(np.uint8)
     return view
 
 
 def random_box(
-    width: int, height: int, scale: tuple[float, float], random: np.random.Generator
+    width: int, height: int, scale: Sequence[float], random: np.random.Generator
 ) -> tuple[float, float, float, float]:
     """A box of random area and aspect ratio 3/4 to 4/3 (torchvision, RandomResizedCrop): x0, y0, x1, y1 in pixels."""
     for _ in range(10):
-        area = width * height * random.uniform(*scale)
+        area = width * height * random.uniform(scale[0], scale[1])
         ratio = math.exp(random.uniform(math.log(3 / 4), math.log(4 / 3)))
         box_width, box_height = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
         if 0 < box_width <= width and 0 < box_height <= height:
@@ -109,7 +110,7 @@ def random_box(
     return x, y, x + box_width, y + box_height
 
 
-def jitter_colors(view: np.ndarray, jitter: tuple[float, float, float, float], random: np.random.Generator) -> np.ndarray:
+def jitter_colors(view: np.ndarray, jitter: Sequence[float], random: np.random.Generator) -> np.ndarray:
     """Brightness, contrast, saturation and hue jitter of the given strengths in random order (torchvision, ColorJitter)."""
     brightness, contrast, saturation, hue = jitter
     for operation in random.permutation(4):

@@ -35,6 +35,8 @@ class DinoLoss(nn.Module):
         center_momentum: DINO: 0.9.
     """
 
+    center: torch.Tensor
+
     def __init__(
         self,
         num_prototypes: int,

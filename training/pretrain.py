@@ -102,7 +102,8 @@ def build_run(accelerator: Accelerator, model: ModelSettings, data: DataSettings
     except Exception as error:  # the strict configuration wraps the reason
         raise SystemExit(f"model settings: {error}") from error
     student = MultiCropNetwork(RatsForPreTraining(config))
-    student.model.rats.embeddings.mask_token.requires_grad_(False)  # DINO masks nothing
+    if student.model.rats.embeddings.mask_token is not None:
+        student.model.rats.embeddings.mask_token.requires_grad_(False)  # DINO masks nothing
     teacher = build_teacher(student).to(accelerator.device)
     student = accelerator.prepare(student.train())
     loss = DinoLoss(config.num_prototypes, training.student_temperature, training.centering, training.center_momentum)
@@ -118,10 +119,10 @@ def open_stream(accelerator: Accelerator, data: DataSettings, training: Training
         data.global_crop_size,
         data.local_crop_size,
         data.num_local_crops,
-        tuple(data.global_crops_scale),
-        tuple(data.local_crops_scale),
-        blur_sigma_px=tuple(data.blur_sigma),
-        jitter=tuple(data.color_jitter),
+        data.global_crops_scale,
+        data.local_crops_scale,
+        blur_sigma_px=data.blur_sigma,
+        jitter=data.color_jitter,
         grayscale=data.grayscale,
     )
     rank, ranks = accelerator.process_index, accelerator.num_processes
@@ -131,7 +132,7 @@ def open_stream(accelerator: Accelerator, data: DataSettings, training: Training
 def render_synthetic(data: DataSettings, training: TrainingSettings) -> str:
     """The embedded data set in the output folder; rendered again only if its settings have changed."""
     folder = Path(training.output_dir) / "data"
-    wanted = {
+    wanted: dict = {
         "images": data.synthetic_images,
         "image_size_px": data.synthetic_image_size,
         "seed": data.synthetic_seed,

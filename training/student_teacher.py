@@ -19,6 +19,9 @@ class MultiCropNetwork(nn.Module):
         model: Backbone and DINO head.
     """
 
+    mean: torch.Tensor
+    std: torch.Tensor
+
     def __init__(self, model: RatsForPreTraining):
         super().__init__()
         self.model = model

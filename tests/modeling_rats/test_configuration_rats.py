@@ -1,0 +1,114 @@
+"""The configuration says what is wrong with a value, and comes back from disk as it was."""
+
+import re
+
+import pytest
+from huggingface_hub.errors import StrictDataclassError
+from transformers import AutoConfig
+
+from modeling_rats import RatsConfig
+
+
+def test_default_is_the_largest_model_of_the_paper():
+    config = RatsConfig()
+    assert (config.hidden_size, config.num_hidden_layers, config.num_attention_heads) == (768, 12, 12)
+    assert (config.num_registers, config.patch_size, config.intermediate_size) == (192, 16, 4 * 768)
+    assert config.partition_registers and config.communicate and config.part_layer == -1
+    assert config.layer_norm_eps == 1e-6  # DINO's, not the 1e-12 of transformers' ViT
+
+
+@pytest.mark.parametrize(
+    "overrides, message",
+    [
+        ({"num_registers": 9}, "num_registers=9 must be divisible by num_attention_heads=4 .*; use 8 or 12"),
+        ({"num_registers": 3}, "num_registers=3 must be divisible by num_attention_heads=4 .*; use 4"),
+        ({"hidden_size": 30}, "hidden_size=30 must be divisible by num_attention_heads=4 .*; use 28 or 32"),
+        ({"image_size": 33}, "image_size height 33 px must be a positive multiple of the patch height 8 px; use 32 or 40"),
+        ({"image_size": (32, 33)}, "image_size width 33 px .* use 32 or 40"),
+        ({"image_size": 4}, "image_size height 4 px .* use 8"),
+        ({"patch_size": (8, 5)}, "image_size width 32 px .* patch width 5 px; use 30 or 35"),
+        ({"patch_size": 0}, "patch height 0 px"),
+        ({"num_attention_heads": 0}, "num_attention_heads=0 must be at least 1"),
+        ({"num_registers": 0}, "num_registers=0 must be at least 1"),
+        ({"num_hidden_layers": 0}, "num_hidden_layers=0 must be at least 1"),
+        ({"hidden_size": -4}, "hidden_size=-4 must be at least 1"),
+        ({"num_channels": 0}, "num_channels=0 must be at least 1"),
+        ({"part_layer": 3}, "part_layer=3 must index the 3 hidden states"),
+        ({"part_layer": -4}, "part_layer=-4 must index the 3 hidden states"),
+        ({"num_registers": "8"}, "'num_registers' expected int, got str"),
+        ({"hidden_size": 32.0}, "'hidden_size' expected int, got float"),
+        ({"communicate": "yes"}, "'communicate' expected bool, got str"),
+        ({"patch_size": "8"}, "patch_size"),
+        ({"num_prototypes": 0}, "num_prototypes=0 must be at least 1"),
+        ({"intermediate_size": 0}, "intermediate_size=0 must be at least 1"),
+        ({"head_hidden_size": 0}, "head_hidden_size=0 must be at least 1"),
+        ({"head_bottleneck_size": 0}, "head_bottleneck_size=0 must be at least 1"),
+        ({"drop_path_rate": 1.0}, "drop_path_rate=1.0 must"),
+        ({"drop_path_rate": -0.1}, "drop_path_rate=-0.1 must"),
+        ({"patch_size": [8]}, "patch_size"),
+    ],
+    ids=str,
+)
+def test_bad_values_are_named(make_config, overrides, message):
+    with pytest.raises((StrictDataclassError, ValueError), match=message):
+        make_config(**overrides)
+
+
+def test_without_partition_any_number_of_registers_will_do(make_config):
+    assert make_config(num_registers=7, partition_registers=False).num_registers == 7
+
+
+@pytest.mark.parametrize("part_layer", [-3, -1, 0, 2])
+def test_part_layer_may_be_any_hidden_state(make_config, part_layer):
+    assert make_config(part_layer=part_layer).part_layer == part_layer
+
+
+def test_an_assigned_value_of_the_wrong_type_is_refused(make_config):
+    with pytest.raises(StrictDataclassError, match="num_registers"):
+        make_config().num_registers = "8"
+
+
+@pytest.mark.parametrize(
+    "labels, expected",
+    [
+        ({}, {register: f"register {register}" for register in range(8)}),
+        ({"num_labels": 2}, {0: "LABEL_0", 1: "LABEL_1"}),  # the library's default number, and yet not the default here
+        ({"num_labels": 3}, {0: "LABEL_0", 1: "LABEL_1", 2: "LABEL_2"}),
+        ({"id2label": {0: "head", 1: "wheel"}, "label2id": {"head": 0, "wheel": 1}}, {0: "head", 1: "wheel"}),
+    ],
+    ids=str,
+)
+def test_labels_survive_saving(make_config, tmp_path, labels, expected):
+    config = make_config(**labels)
+    config.save_pretrained(tmp_path)
+    for loaded in (RatsConfig.from_pretrained(tmp_path), AutoConfig.from_pretrained(tmp_path)):
+        assert loaded.id2label == config.id2label == expected
+        assert loaded.label2id == {label: index for index, label in expected.items()}
+        assert loaded.num_labels == len(expected)
+
+
+def test_every_field_survives_saving(make_config, tmp_path):
+    config = make_config(
+        patch_size=(8, 4), image_size=[32, 48], part_layer=1, communicate=False, partition_registers=False, qkv_bias=False,
+        drop_path_rate=0.25, use_mask_token=False, hidden_act="relu", layer_norm_eps=1e-5, initializer_range=0.1,
+    )  # fmt: skip
+    config.save_pretrained(tmp_path)
+    loaded, saved = RatsConfig.from_pretrained(tmp_path).to_dict(), config.to_dict()
+    for name in RatsConfig.__annotations__:
+        assert _as_list(loaded[name]) == _as_list(saved[name]), name
+
+
+def test_sizes_in_patches(make_config):
+    config = make_config(patch_size=(8, 4), image_size=(32, 48))
+    assert config.patch_height_width == (8, 4) and config.grid_size == (4, 12)
+    assert make_config().grid_size == (4, 4)
+
+
+def test_every_own_field_is_documented():
+    inherited = {"hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "hidden_act"}
+    for name in set(RatsConfig.__annotations__) - {"model_type"} - inherited:
+        assert re.search(rf"^\s*{name} \(", RatsConfig.__doc__, re.MULTILINE), name
+
+
+def _as_list(value):
+    return list(value) if isinstance(value, tuple) else value

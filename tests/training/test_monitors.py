@@ -1,0 +1,68 @@
+"""What is watched while training."""
+
+import json
+import math
+
+import pytest
+import torch
+from PIL import Image
+
+from training.monitors import JsonLog, draw_curves, read_log, teacher_entropies
+
+UNIFORM = torch.full((2, 6, 8), 1 / 8)
+ONE_PROTOTYPE = torch.eye(8)[0].expand(2, 6, 8)
+ONE_EACH = torch.eye(8).reshape(2, 4, 8)
+
+
+@pytest.mark.parametrize(
+    "targets, entropy, marginal",
+    [(UNIFORM, math.log(8), math.log(8)), (ONE_PROTOTYPE, 0.0, 0.0), (ONE_EACH, 0.0, math.log(8))],
+    ids=["uniform collapse", "collapse to one", "healthy"],
+)
+def test_entropies_tell_both_collapses_from_health(targets, entropy, marginal):
+    entropies = teacher_entropies(targets)
+    assert entropies == {
+        "teacher_entropy": pytest.approx(entropy, abs=1e-6),
+        "teacher_marginal_entropy": pytest.approx(marginal, abs=1e-6),
+    }
+
+
+def test_entropies_equal_the_loop():
+    targets = torch.randn(2, 3, 8, generator=torch.Generator().manual_seed(0)).softmax(dim=-1)
+    rows = targets.reshape(6, 8).tolist()
+    expected = sum(-p * math.log(p) for row in rows for p in row) / 6
+    assert teacher_entropies(targets)["teacher_entropy"] == pytest.approx(expected, rel=1e-5)
+
+
+def test_lines_are_on_disk_at_once(tmp_path):
+    log = JsonLog(tmp_path / "log.jsonl")
+    log.write({"step": 1, "loss": 2.5})
+    assert (tmp_path / "log.jsonl").read_text() == '{"step": 1, "loss": 2.5}\n'
+    log.write({"step": 2, "loss": 2.0})
+    assert read_log(tmp_path / "log.jsonl") == [{"step": 1, "loss": 2.5}, {"step": 2, "loss": 2.0}]
+
+
+def test_a_resumed_run_writes_its_steps_again(tmp_path):
+    path = tmp_path / "log.jsonl"
+    path.write_text("".join(json.dumps({"step": step}) + "\n" for step in (10, 20, 30)) + '{"step": 4')
+    assert [entry["step"] for entry in read_log(path)] == [10, 20, 30]
+    log = JsonLog(path, first_step=21)
+    log.write({"step": 30, "again": True})
+    assert read_log(path) == [{"step": 10}, {"step": 20}, {"step": 30, "again": True}]
+    JsonLog(path)
+    assert read_log(path) == []
+
+
+def test_no_log_is_an_empty_one(tmp_path):
+    assert read_log(tmp_path / "none.jsonl") == []
+
+
+@pytest.mark.parametrize("steps", [[], [1], [1, 2, 3]])
+def test_curves_become_a_picture(tmp_path, steps):
+    log = JsonLog(tmp_path / "log.jsonl")
+    names = ["loss", "teacher_entropy", "teacher_marginal_entropy", "ln_k", "gradient_norm", "learning_rate", "images_per_s"]
+    for step in steps:
+        log.write({"step": step, **{name: float(step) for name in names}})
+    draw_curves(tmp_path / "log.jsonl", tmp_path / "curves.png")
+    assert Image.open(tmp_path / "curves.png").size == (1600, 300)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["curves.png", "log.jsonl"]

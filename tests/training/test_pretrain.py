@@ -1,0 +1,347 @@
+"""Pretraining end to end on a tiny model and 22 images: what it leaves, and that nothing can throw it off its way."""
+
+import io
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+from transformers import AutoImageProcessor, AutoModel, AutoModelForSemanticSegmentation
+
+from modeling_rats import RatsForPartSegmentation, RatsImageProcessor, RatsModel
+from training import checkpoint, pretrain
+from training.arguments import DataSettings, TrainingSettings
+from training.monitors import read_log
+
+ROOT = Path(__file__).resolve().parents[2]
+STEPS = 6
+RECIPE = {
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 32,
+    "num_registers": 8,
+    "patch_size": 8,
+    "drop_path_rate": 0.5,
+    "num_prototypes": 16,
+    "head_hidden_size": 16,
+    "head_bottleneck_size": 8,
+    "global_crop_size": 32,
+    "local_crop_size": 16,
+    "num_local_crops": 1,
+    "shuffle_buffer": 8,
+    "num_workers": 0,
+    "steps": STEPS,
+    "warmup_steps": 1,
+    "batch_size": 4,
+    "learning_rate": 0.1,
+    "teacher_momentum": 0.9,
+    "checkpoint_steps": 3,
+    "log_steps": 2,
+    "mixed_precision": "no",
+    "cpu_threads": 1,
+}
+LOG_FIELDS = {
+    "step", "loss", "gradient_norm", "learning_rate", "weight_decay", "teacher_momentum", "teacher_temperature", "ln_k",
+    "teacher_entropy", "teacher_marginal_entropy", "images_per_s", "images_seen", "epoch", "broken_images",
+}  # fmt: skip
+
+
+def write_images(folder, broken=()):
+    """22 images of noise in two shards; those of `broken` are no images."""
+    random = np.random.default_rng(0)
+    contents = []
+    for index in range(22):
+        file = io.BytesIO()
+        Image.fromarray(random.integers(0, 256, (40, 36, 3), dtype=np.uint8)).save(file, "PNG")
+        contents.append(b"no image" if index in broken else file.getvalue())
+    features = datasets.Features({"image": datasets.Image()})
+    for shard in range(2):
+        rows = {"image": [{"bytes": content, "path": None} for content in contents[shard::2]]}
+        path = folder / f"train-{shard:05d}-of-00002.parquet"
+        datasets.Dataset.from_dict(rows, features=features).to_parquet(path)
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    return write_images(tmp_path_factory.mktemp("images"))
+
+
+@pytest.fixture(scope="module")
+def make_arguments(tmp_path_factory, images):
+    """Arguments for `main`: the recipe above, the images and what a test wants different."""
+    recipe = tmp_path_factory.mktemp("recipe") / "tiny.yaml"
+    recipe.write_text(yaml.safe_dump(RECIPE))
+
+    def make(output, **overrides):
+        settings = {"dataset": images, "output_dir": output} | overrides
+        return [str(recipe), *[f"--{name}={value}" for name, value in settings.items()]]
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, make_arguments):
+    """The output folder of an uninterrupted run."""
+    output = tmp_path_factory.mktemp("finished")
+    assert pretrain.main(make_arguments(output)) == output / "model"
+    return output
+
+
+class Interruption(Exception):
+    pass
+
+
+def interrupt_after(monkeypatch, step):
+    """Makes the run stop dead right after its checkpoint of `step`."""
+    save = checkpoint.save
+
+    def save_and_stop(folder, its_step, state, keep):
+        save(folder, its_step, state, keep)
+        if its_step == step:
+            raise Interruption
+
+    monkeypatch.setattr(checkpoint, "save", save_and_stop)
+
+
+def last_state(output):
+    return checkpoint.load(checkpoint.find("auto", output / "checkpoints"))
+
+
+def assert_same_end(output, finished):
+    """Same steps, same weights to the last bit, same last line of the log but for the time."""
+    state, expected = last_state(output), last_state(finished)
+    assert state["step"] == expected["step"] == STEPS
+    for network in ("teacher", "student"):
+        for name, tensor in expected[network].items():
+            assert torch.equal(state[network][name], tensor), f"{network} {name}"
+    last, expected_last = (read_log(folder / "log.jsonl")[-1] for folder in (output, finished))
+    assert last | {"images_per_s": 0} == expected_last | {"images_per_s": 0}
+
+
+# What a run leaves
+
+
+def test_the_folder_is_a_transformers_model_with_its_processor(finished):
+    folder = finished / "model"
+    names = {path.name for path in folder.iterdir()}
+    assert names == {"config.json", "model.safetensors", "preprocessor_config.json", "training.json"}
+    assert type(AutoModel.from_pretrained(folder)) is RatsModel
+    processor, model = AutoImageProcessor.from_pretrained(folder), AutoModelForSemanticSegmentation.from_pretrained(folder)
+    assert type(model) is RatsForPartSegmentation and type(processor) is RatsImageProcessor
+    assert (processor.size.height, processor.size.width) == (32, 32)
+    outputs = model(**processor(Image.new("RGB", (50, 30)), return_tensors="pt"))
+    (result,) = processor.post_process_part_segmentation(outputs, [(30, 50)])
+    assert result["segmentation"].shape == (30, 50)
+
+
+def test_the_exported_model_is_the_teacher(finished):
+    model, state = RatsModel.from_pretrained(finished / "model"), last_state(finished)
+    student_differs = False
+    for name, parameter in model.named_parameters():
+        assert torch.equal(parameter, state["teacher"][f"model.rats.{name}"])
+        student_differs |= not torch.equal(parameter, state["student"][f"model.rats.{name}"])
+    assert student_differs
+
+
+def test_the_log_has_a_line_for_every_few_steps(finished):
+    entries = read_log(finished / "log.jsonl")
+    assert [entry["step"] for entry in entries] == [2, 4, 6]
+    assert [entry["images_seen"] for entry in entries] == [8, 16, 24]
+    for entry in entries:
+        assert set(entry) == LOG_FIELDS
+        assert all(math.isfinite(value) for value in entry.values())
+        assert entry["ln_k"] == pytest.approx(math.log(16)) and entry["broken_images"] == 0
+        assert 0 <= entry["teacher_entropy"] <= entry["teacher_marginal_entropy"] + 1e-6 <= entry["ln_k"] + 2e-6
+        assert entry["loss"] > 0 and entry["gradient_norm"] > 0 and entry["images_per_s"] > 0
+    assert entries[-1]["epoch"] == 1
+
+
+def test_the_record_tells_how_it_was_made(finished, images):
+    record = json.loads((finished / "model" / "training.json").read_text())
+    assert record["settings"].items() >= (RECIPE | {"dataset": images, "seed": 0}).items()
+    assert (record["steps"], record["images_seen"], record["processes"]) == (STEPS, 24, 1)
+    assert record["mixed_precision"] == "no" and set(record["versions"]) >= {"torch", "transformers"}
+    assert Image.open(finished / "curves.png").format == "PNG"
+
+
+def test_readme_names_the_fields_of_the_log():
+    text = (ROOT / "training" / "README.md").read_text()
+    schedules = {"step", "learning_rate", "weight_decay", "teacher_momentum", "teacher_temperature"}  # named as the settings
+    assert not [name for name in LOG_FIELDS - schedules if f"`{name}`" not in text]
+
+
+# Going on
+
+
+def test_an_interrupted_run_ends_as_an_uninterrupted_one(make_arguments, finished, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch, pytest.raises(Interruption):
+        interrupt_after(patch, 3)
+        pretrain.main(make_arguments(tmp_path))
+    assert not (tmp_path / "model").exists()
+    pretrain.main(make_arguments(tmp_path))
+    assert [entry["step"] for entry in read_log(tmp_path / "log.jsonl")] == [2, 4, 6]
+    assert_same_end(tmp_path, finished)
+
+
+def test_a_run_with_a_loader_worker_can_be_resumed_from_a_checkpoint_of_its(make_arguments, tmp_path):
+    whole, rest = tmp_path / "whole", tmp_path / "rest"
+    pretrain.main(make_arguments(whole, num_workers=1))
+    pretrain.main(make_arguments(rest, num_workers=1, resume=whole / "checkpoints" / "step_00000003.pt"))
+    assert [entry["step"] for entry in read_log(rest / "log.jsonl")] == [4, 6]
+    assert_same_end(rest, whole)
+
+
+def test_sinkhorn_knopp_runs_can_be_resumed_too(make_arguments, tmp_path, monkeypatch):
+    overrides = {"centering": "sinkhorn_knopp", "drop_path_rate": 0}
+    pretrain.main(make_arguments(tmp_path / "whole", **overrides))
+    with monkeypatch.context() as patch, pytest.raises(Interruption):
+        interrupt_after(patch, 3)
+        pretrain.main(make_arguments(tmp_path / "parts", **overrides))
+    pretrain.main(make_arguments(tmp_path / "parts", **overrides))
+    assert_same_end(tmp_path / "parts", tmp_path / "whole")
+
+
+def test_a_finished_run_is_not_run_again(make_arguments, finished):
+    log, state = (finished / "log.jsonl").read_text(), last_state(finished)
+    pretrain.main(make_arguments(finished))
+    assert (finished / "log.jsonl").read_text() == log
+    assert all(torch.equal(tensor, state["teacher"][name]) for name, tensor in last_state(finished)["teacher"].items())
+
+
+def test_a_run_started_anew_replaces_the_old_one(make_arguments, finished, tmp_path, monkeypatch):
+    pretrain.main(make_arguments(tmp_path, steps=2, checkpoint_steps=1, keep_checkpoints=1))
+    for step in (900, 1000):  # of an older, longer run
+        os.link(tmp_path / "checkpoints" / "step_00000002.pt", tmp_path / "checkpoints" / f"step_{step:08d}.pt")
+    with monkeypatch.context() as patch, pytest.raises(Interruption):
+        interrupt_after(patch, 3)
+        pretrain.main(make_arguments(tmp_path, resume="none"))
+    assert last_state(tmp_path)["step"] == 3
+    pretrain.main(make_arguments(tmp_path))
+    assert_same_end(tmp_path, finished)
+
+
+def test_another_seed_is_another_run(make_arguments, finished, tmp_path):
+    pretrain.main(make_arguments(tmp_path, seed=1, steps=2))
+    assert read_log(tmp_path / "log.jsonl")[0]["loss"] != read_log(finished / "log.jsonl")[0]["loss"]
+
+
+@pytest.mark.parametrize(
+    "changed, message",
+    [
+        ({"num_registers": 12}, r"num_registers=8.* num_registers=12.*--resume none"),
+        ({"num_prototypes": 32}, r"num_prototypes=16.* num_prototypes=32"),
+        ({"batch_size": 8}, r"batch_size=4.* batch_size=8"),
+        ({"seed": 1}, r"seed=0.* seed=1"),
+        ({"num_workers": 1}, r"num_workers=0.* num_workers=1"),  # a worker reads in another order
+    ],
+    ids=str,
+)
+def test_going_on_with_other_settings_is_refused(make_arguments, finished, changed, message):
+    with pytest.raises(SystemExit, match=message):
+        pretrain.main(make_arguments(finished, **changed))
+
+
+def test_a_killed_run_goes_on_when_started_again(make_arguments, tmp_path):
+    arguments = make_arguments(tmp_path, steps=150, checkpoint_steps=5, log_steps=5)
+    process = subprocess.Popen([sys.executable, "training/pretrain.py", *arguments], cwd=ROOT)
+    deadline = time.monotonic() + 120
+    while not checkpoint.find("auto", tmp_path / "checkpoints"):
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    killed_at = last_state(tmp_path)["step"]
+    assert 5 <= killed_at < 150 and not (tmp_path / "model").exists()
+    pretrain.main(arguments)
+    assert last_state(tmp_path)["step"] == 150
+    assert [entry["step"] for entry in read_log(tmp_path / "log.jsonl")] == list(range(5, 151, 5))
+    assert (tmp_path / "model" / "model.safetensors").exists()
+
+
+def test_two_processes_share_the_work(make_arguments, tmp_path):
+    arguments = make_arguments(tmp_path, steps=2, log_steps=1)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "training/pretrain.py"]
+    environment = os.environ | {"CUDA_VISIBLE_DEVICES": ""}
+    launcher = subprocess.Popen([*command, *arguments], cwd=ROOT, env=environment, start_new_session=True)
+    try:
+        assert launcher.wait(timeout=120) == 0
+    finally:
+        if launcher.poll() is None:
+            os.killpg(launcher.pid, signal.SIGKILL)
+    assert json.loads((tmp_path / "model" / "training.json").read_text())["processes"] == 2
+    assert type(AutoModel.from_pretrained(tmp_path / "model")) is RatsModel
+    assert [entry["images_seen"] for entry in read_log(tmp_path / "log.jsonl")] == [4, 8]
+    ranks = last_state(tmp_path)["ranks"]
+    assert [rank["positions"] for rank in ranks] == [{0: (0, 4)}] * 2  # two steps of two images each
+    with pytest.raises(SystemExit, match=r"processes=2.* processes=1"):
+        pretrain.main(arguments)
+
+
+# What can be wrong
+
+
+def test_broken_images_are_counted_and_the_run_finishes(make_arguments, tmp_path, capsys):
+    folder = tmp_path / "images"
+    folder.mkdir()
+    pretrain.main(make_arguments(tmp_path / "run", dataset=write_images(folder, broken={3, 8}), steps=6))
+    entries = read_log(tmp_path / "run" / "log.jsonl")
+    assert entries[-1]["step"] == 6 and entries[-1]["broken_images"] in (2, 3, 4)  # 24 images: an epoch of 20, and four
+    assert capsys.readouterr().err.count("skipped broken image") == entries[-1]["broken_images"]
+
+
+@pytest.mark.parametrize(
+    "overrides, error, message",
+    [
+        ({"num_registers": 9}, SystemExit, "num_registers=9 must be divisible by num_attention_heads=4"),
+        ({"resume": "nowhere.pt"}, FileNotFoundError, "resume=nowhere.pt is no checkpoint"),
+        ({"dataset": "{}"}, FileNotFoundError, "is an empty folder"),
+        ({"dataset": "{}/nowhere"}, FileNotFoundError, "was not found"),
+        ({"dataset_split": "test"}, ValueError, "split=test is not in"),
+        ({"image_column": "picture"}, ValueError, "no image column picture"),
+        ({"learning_rate": 1e30, "log_steps": 1}, SystemExit, r"the loss is nan; lower learning_rate"),
+    ],
+    ids=str,
+)
+def test_what_is_wrong_is_said(make_arguments, tmp_path, overrides, error, message):
+    (tmp_path / "empty").mkdir()
+    overrides = {name: str(value).format(tmp_path / "empty") for name, value in overrides.items()}
+    with pytest.raises(error, match=message):
+        pretrain.main(make_arguments(tmp_path / "run", **overrides))
+    assert not (tmp_path / "run" / "model").exists()
+
+
+# Steps
+
+
+def test_the_frozen_last_layer_stays(make_arguments, tmp_path):
+    pretrain.main(make_arguments(tmp_path, steps=3, checkpoint_steps=1, keep_checkpoints=9, freeze_last_layer_steps=2))
+    before, frozen, free = (checkpoint.load(path)["student"] for path in checkpoint.list_checkpoints(tmp_path / "checkpoints"))
+    prototypes = "model.head.prototypes.weight"
+    assert torch.equal(before[prototypes], frozen[prototypes]) and not torch.equal(frozen[prototypes], free[prototypes])
+    assert not torch.equal(before["model.head.layers.0.weight"], frozen["model.head.layers.0.weight"])
+
+
+def test_the_embedded_data_is_rendered_once(tmp_path):
+    data = DataSettings(synthetic_images=3, synthetic_image_size=16)
+    training = TrainingSettings(output_dir=str(tmp_path), quiet=True)
+    folder = Path(pretrain.render_synthetic(data, training))
+    (first,) = folder.glob("*.parquet")
+    made_at = first.stat().st_mtime_ns
+    assert len(datasets.load_dataset(str(folder), split="train", streaming=True).take(9)._head(9)["image"]) == 3
+    pretrain.render_synthetic(data, training)
+    assert first.stat().st_mtime_ns == made_at
+    data.synthetic_images = 4
+    pretrain.render_synthetic(data, training)
+    assert len(list(datasets.load_dataset(str(folder), split="train", streaming=True))) == 4

@@ -1,0 +1,88 @@
+"""Views through the network, and the teacher that follows."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from modeling_rats import RatsForPreTraining, RatsImageProcessor
+from training.student_teacher import MultiCropNetwork, build_teacher, update_teacher
+
+
+@pytest.fixture
+def student(make_config):
+    torch.manual_seed(0)
+    return MultiCropNetwork(RatsForPreTraining(make_config(initializer_range=0.2, drop_path_rate=0.5))).train()
+
+
+def random_views(sizes, batch=3):
+    generator = torch.Generator().manual_seed(1)
+    return [torch.randint(0, 256, (batch, size, size, 3), dtype=torch.uint8, generator=generator) for size in sizes]
+
+
+@pytest.mark.parametrize("sizes", [[32, 32, 16, 16, 16], [32, 32], [32], [16, 32, 16]], ids=str)
+def test_logits_of_views_stand_in_the_views_order(student, sizes):
+    student.eval()
+    views = random_views(sizes)
+    logits = student(views)
+    assert logits.shape == (len(sizes), 3, 16)
+    for view, its_logits in zip(views, logits, strict=True):
+        torch.testing.assert_close(student([view])[0], its_logits, atol=1e-5, rtol=1e-5)
+        for image, image_logits in zip(view, its_logits, strict=True):
+            alone = student.model(student.normalize(image[None])).logits[0]
+            torch.testing.assert_close(alone, image_logits, atol=1e-5, rtol=1e-5)
+
+
+def test_backbone_runs_once_per_size_and_the_head_once(student):
+    runs = []
+    student.model.rats.embeddings.register_forward_hook(lambda module, args, output: runs.append(len(output)))
+    student.model.head.register_forward_hook(lambda module, args, output: runs.append(len(output)))
+    student(random_views([32, 32, 16, 16, 16]))
+    assert runs == [6, 9, 15]
+
+
+def test_normalises_as_the_processor_does(student):
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 32, 40, 3), dtype=np.uint8)
+    processor = RatsImageProcessor(do_resize=False)
+    expected = processor([Image.fromarray(image) for image in pixels], return_tensors="pt").pixel_values
+    torch.testing.assert_close(student.normalize(torch.from_numpy(pixels)), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_mean_and_std_are_no_part_of_the_weights(student):
+    assert all(name.startswith("model.") for name in student.state_dict())
+
+
+def test_teacher_starts_as_the_student_without_gradient_or_drop_path(student):
+    teacher = build_teacher(student)
+    assert not teacher.training and student.training
+    assert not any(parameter.requires_grad for parameter in teacher.parameters())
+    assert all(parameter.requires_grad for parameter in student.parameters())
+    views = random_views([32, 16])
+    torch.testing.assert_close(teacher(views), student.eval()(views), atol=0, rtol=0)
+    assert not teacher(views).requires_grad
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.9, 0.996, 1.0])
+def test_teacher_is_the_moving_average_head_included(student, momentum):
+    teacher = build_teacher(student)
+    with torch.no_grad():
+        for parameter in student.parameters():
+            parameter.add_(torch.randn_like(parameter))
+    before = {name: copy.deepcopy(parameter) for name, parameter in teacher.named_parameters()}
+    student_before = copy.deepcopy(student.state_dict())
+    update_teacher(teacher, student, momentum)
+    followed = dict(student.named_parameters())
+    for name, parameter in teacher.named_parameters():
+        torch.testing.assert_close(parameter, momentum * before[name] + (1 - momentum) * followed[name])
+        assert parameter.data_ptr() != followed[name].data_ptr()
+    assert all(torch.equal(tensor, student_before[name]) for name, tensor in student.state_dict().items())
+
+
+def test_gradients_reach_the_student_through_every_view(student):
+    student.eval()
+    for sizes in ([32], [16]):
+        student.zero_grad()
+        student(random_views(sizes)).square().sum().backward()
+        assert student.model.rats.embeddings.patch_embeddings.weight.grad.any()
