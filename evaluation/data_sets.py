@@ -4,7 +4,11 @@ from pathlib import Path
 
 from datasets import Image, IterableDataset, get_dataset_split_names, load_dataset
 from datasets.exceptions import DatasetsError
+from datasets.inspect import SplitsNotFoundError
+from huggingface_hub.errors import HFValidationError
 
+# Among the OSErrors: datasets' kinds of FileNotFoundError, and ConnectionError without a network.
+_NOT_FOUND = (OSError, DatasetsError, SplitsNotFoundError, HFValidationError)
 _FILE_BUILDERS = {".parquet": "parquet", ".tar": "webdataset", ".arrow": "arrow"}
 
 
@@ -20,17 +24,20 @@ def open_rows(dataset: str, config: str | None = None, split: str | None = None)
         FileNotFoundError: If there is no such data set, or it holds no data files.
         ValueError: If the split does not exist.
     """
-    path = Path(dataset)
+    path = Path(dataset).expanduser()
     if path.is_file():
         return _open_file(path)
     if path.is_dir() and not any(path.iterdir()):
         raise FileNotFoundError(f"dataset={dataset} is an empty folder; it must hold images or parquet, arrow or tar files.")
     try:
+        if not dataset:
+            raise FileNotFoundError("an empty name")
+        dataset = str(path) if path.exists() else dataset
         splits = get_dataset_split_names(dataset, config)
         if split not in splits:
             raise ValueError(f"split={split} is not in {dataset}; it has: {', '.join(splits)}. Name one of them.")
         return load_dataset(dataset, name=config, split=split, streaming=True)
-    except (OSError, DatasetsError) as error:  # datasets' kinds of FileNotFoundError, ConnectionError without a network
+    except _NOT_FOUND as error:
         raise FileNotFoundError(
             f"dataset={dataset} was not found or holds no data ({error}); it must be a Hub name (owner/name), a folder or a "
             "file. Check the spelling, the working folder and, for the Hub, the connection."

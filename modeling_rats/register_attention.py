@@ -122,12 +122,12 @@ def can_slice(projection: nn.Module, tokens: torch.Tensor) -> bool:
     """Whether a head's slice of the weight of `projection` may stand for calling it.
 
     Only a bare nn.Linear that would itself do nothing but `F.linear` with this weight. Not a LoRA or quantised layer
-    (another class, of the module or of its weight), not an offloaded one (its weight lies on another device until a hook fetches it), and not one that
-    somebody hooked (the hook would be skipped).
+    (another class, of the module or of its weight), not an offloaded one (its weight lies on another device until a hook
+    fetches it), and not one that somebody hooked (the hook would be skipped).
     """
     return (
         type(projection) is nn.Linear
-        and type(projection.weight) in (nn.Parameter, torch.Tensor)
+        and type(projection.weight) in (nn.Parameter, torch.Tensor)  # torchao's quantised weights are subclasses
         and projection.weight.is_floating_point()
         and projection.weight.device == tokens.device
         and "forward" not in vars(projection)  # accelerate replaces the instance's forward

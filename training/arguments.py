@@ -138,7 +138,11 @@ def parse(arguments: list[str] | None = None) -> Settings:
         allow_abbrev=False,
     )
     arguments = recipe_flags(recipe, parser) + flags
-    model, data, training = parser.parse_args_into_dataclasses(arguments, look_for_args_file=False)
+    model, data, training, unknown = parser.parse_args_into_dataclasses(
+        arguments, return_remaining_strings=True, look_for_args_file=False
+    )
+    if unknown:
+        parser.error(f"unknown settings or values: {' '.join(unknown)}; --help lists the settings.")
     _check(model, data, training, parser.error)
     return model, data, training
 
@@ -166,6 +170,16 @@ def recipe_flags(recipe: Path, parser: HfArgumentParser) -> list[str]:
 
 def _check(model: ModelSettings, data: DataSettings, training: TrainingSettings, error: Callable[[str], NoReturn]) -> None:
     """Rules between settings. What concerns the network alone, RatsConfig checks."""
+    if model.patch_size < 1:
+        error(f"patch_size={model.patch_size} must be at least 1.")
+    for name in ("num_workers", "num_local_crops"):
+        if getattr(data, name) < 0:
+            error(f"{name}={getattr(data, name)} must be at least 0.")
+    if data.shuffle_buffer < 1:
+        error(f"shuffle_buffer={data.shuffle_buffer} must be at least 1.")
+    for name in ("student_temperature", "teacher_temperature", "warmup_teacher_temperature"):
+        if getattr(training, name) <= 0:
+            error(f"{name}={getattr(training, name)} must be above 0.")
     for name in ("global_crop_size", "local_crop_size"):
         size = getattr(data, name)
         if size < model.patch_size or size % model.patch_size:

@@ -32,8 +32,10 @@ def save(folder: Path, step: int, state: dict, keep: int) -> Path:
         file.flush()
         os.fsync(file.fileno())
     os.replace(temporary, path)
-    for old in list_checkpoints(folder)[:-keep]:
-        old.unlink()
+    checkpoints = list_checkpoints(folder)
+    newest = checkpoints.index(path) + 1  # later ones are of a run that this one replaces
+    for other in checkpoints[: max(newest - keep, 0)] + checkpoints[newest:]:
+        other.unlink()
     return path
 
 
@@ -74,6 +76,6 @@ def load(path: Path) -> dict:
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         raise ValueError(
-            f"checkpoint {path} cannot be read ({error}); it must be a file written by training/pretrain.py: delete it to "
-            "go on from the one before, or start anew with --resume none."
+            f"checkpoint {path} cannot be read ({type(error).__name__}); it must be a file written by training/pretrain.py: "
+            "delete it to go on from the one before, or start anew with --resume none."
         ) from error

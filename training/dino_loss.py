@@ -92,12 +92,19 @@ def sinkhorn_knopp(logits: torch.Tensor, temperature: float, iterations: int = 3
     Returns:
         Probabilities, (B, K), each row summing to 1.
     """
-    # Subtracting the largest logit anywhere keeps exp finite and cancels in the first division.
-    assignment = torch.exp((logits - _max_over_ranks(logits.max())) / temperature)  # (B, K)
+    # In logarithms: exp(cosine / temperature) spans more than float32 holds for cosines in [-1, 1] at 0.02.
+    log_assignment = logits / temperature  # (B, K)
     for _ in range(iterations):
-        assignment = assignment / _sum_over_ranks(assignment.sum(dim=0, keepdim=True)).clamp_min(1e-30)
-        assignment = assignment / assignment.sum(dim=1, keepdim=True).clamp_min(1e-30)
-    return assignment
+        log_assignment = log_assignment - _logsumexp_over_ranks(log_assignment)
+        log_assignment = log_assignment.log_softmax(dim=1)
+    return log_assignment.exp()
+
+
+def _logsumexp_over_ranks(tensor: torch.Tensor) -> torch.Tensor:
+    """Over the images of all ranks, (B, K) -> (1, K)."""
+    own = tensor.logsumexp(dim=0, keepdim=True)
+    largest = _max_over_ranks(own.clone())
+    return largest + _sum_over_ranks((own - largest).exp()).log()
 
 
 def _many_ranks() -> bool:

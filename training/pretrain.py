@@ -50,6 +50,7 @@ class Run:
     settings: TrainingSettings
     step: int = 0
     seconds: float = 0.0  # spent in steps, over all sittings
+    broken_images: int = 0  # that this rank has skipped, over all sittings
 
 
 def main(arguments: list[str] | None = None) -> Path:
@@ -76,7 +77,7 @@ def start_accelerator(settings: TrainingSettings) -> Accelerator:
     precision = settings.mixed_precision
     if precision == "auto":
         precision = "bf16" if computes_bf16() else "no"
-    accelerator = Accelerator(mixed_precision=precision)
+    accelerator = Accelerator(cpu=not torch.accelerator.is_available(), mixed_precision=precision)
     if settings.batch_size % accelerator.num_processes:
         raise SystemExit(
             f"batch_size={settings.batch_size} must be divisible by the {accelerator.num_processes} processes it is shared by."
@@ -160,11 +161,10 @@ def train(run: Run, stream: ViewStream, all_settings: Settings, output: Path) ->
         disable=not is_main or not shows_progress(settings),
     )
     last_time, last_step, last_seconds = time.perf_counter(), run.step, run.seconds
-    broken = 0
     while run.step < settings.steps:
         batch = next(stream_batches)
         stream.positions[batch.worker] = batch.position
-        broken += report_broken(batch, progress)
+        run.broken_images += report_broken(batch, progress)
         figures = train_step(run, batch)
         run.step += 1
         now = time.perf_counter()
@@ -173,7 +173,7 @@ def train(run: Run, stream: ViewStream, all_settings: Settings, output: Path) ->
         if run.step % settings.log_steps == 0 or run.step == settings.steps:
             images_per_s = settings.batch_size * (run.step - last_step) / (run.seconds - last_seconds)
             last_step, last_seconds = run.step, run.seconds
-            entry = log_entry(run, figures, images_per_s, batch.position[0], broken)
+            entry = log_entry(run, figures, images_per_s, batch.position[0])
             if not math.isfinite(entry["loss"]):
                 raise SystemExit(
                     f"step {run.step}: the loss is {entry['loss']}; lower learning_rate or set mixed_precision=no, and go on "
@@ -232,10 +232,10 @@ def train_step(run: Run, batch: Batch) -> dict[str, torch.Tensor | float]:
     }
 
 
-def log_entry(run: Run, figures: dict, images_per_s: float, epoch: int, broken: int) -> dict:
+def log_entry(run: Run, figures: dict, images_per_s: float, epoch: int) -> dict:
     """A line of the log, from the figures of the last step; the loss and the broken images over all ranks."""
     targets = figures.pop("targets")
-    sums = torch.tensor([float(figures["loss"]), float(broken)], device=run.accelerator.device)
+    sums = torch.tensor([float(figures["loss"]), float(run.broken_images)], device=run.accelerator.device)
     loss_sum, broken_sum = run.accelerator.reduce(sums, "sum").tolist()
     return {
         "step": run.step,
@@ -261,8 +261,11 @@ def shows_progress(settings: TrainingSettings) -> bool:
 
 
 def save_checkpoint(run: Run, stream: ViewStream, settings: Settings, output: Path) -> None:
-    """Every rank sends its stream's positions and generator state; the main process writes."""
-    ranks = gather_object([{"positions": stream.positions, "generator": torch.get_rng_state()}])
+    """Every rank sends its stream's positions and the state of its generators; the main process writes."""
+    own = {"positions": stream.positions, "generator": torch.get_rng_state(), "broken_images": run.broken_images}
+    if torch.cuda.is_available():
+        own["cuda_generator"] = torch.cuda.get_rng_state()
+    ranks = gather_object([own])
     if run.accelerator.is_main_process:
         state = {
             "step": run.step,
@@ -282,8 +285,8 @@ def lasting_settings(run: Run, stream: ViewStream, settings: Settings) -> dict:
     """What a resumed run must share with the run that it goes on from."""
     model, data, training = settings
     lasting = asdict(model) | asdict(data) | {"seed": training.seed, "batch_size": training.batch_size}
-    # Fewer workers than asked for may have shards to read; none is the main process in the place of one.
-    return lasting | {"num_workers": max(stream.num_workers, 1), "processes": run.accelerator.num_processes}
+    # Fewer workers than asked for may have shards to read.
+    return lasting | {"num_workers": stream.num_workers, "processes": run.accelerator.num_processes}
 
 
 def resume(run: Run, stream: ViewStream, settings: Settings, output: Path) -> None:
@@ -293,10 +296,10 @@ def resume(run: Run, stream: ViewStream, settings: Settings, output: Path) -> No
         return
     state = checkpoint.load(path)
     then, now = state["lasting_settings"], lasting_settings(run, stream, settings)
-    changed = [name for name in now if then[name] != now[name]]
+    changed = [name for name in now if then.get(name) != now[name]]
     if changed:
         raise SystemExit(
-            f"{path} was written with {', '.join(f'{name}={then[name]}' for name in changed)}, and this run has "
+            f"{path} was written with {', '.join(f'{name}={then.get(name)}' for name in changed)}, and this run has "
             f"{', '.join(f'{name}={now[name]}' for name in changed)}; to go on these must stay the same. Use the "
             "checkpoint's settings, another --output_dir, or start anew with --resume none."
         )
@@ -306,7 +309,10 @@ def resume(run: Run, stream: ViewStream, settings: Settings, output: Path) -> No
     run.optimizer.load_state_dict(state["optimizer"])
     run.step, run.seconds = state["step"], state["seconds"]
     own = state["ranks"][run.accelerator.process_index]
+    run.broken_images = own["broken_images"]
     torch.set_rng_state(own["generator"])
+    if torch.cuda.is_available() and "cuda_generator" in own:
+        torch.cuda.set_rng_state(own["cuda_generator"])
     stream.positions = own["positions"]
     run.accelerator.print(f"Going on from {path} at step {run.step}.")
 

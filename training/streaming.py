@@ -70,7 +70,7 @@ class ViewStream(torch.utils.data.IterableDataset):
         shuffle_buffer: int = 1000,
     ):
         # Shuffled before the split, so that all ranks agree on the order that they split.
-        shuffled = rows.shuffle(seed=seed, buffer_size=shuffle_buffer)
+        shuffled = rows.shuffle(seed=seed, buffer_size=shuffle_buffer, max_buffer_input_shards=1)
         self.rows = split_dataset_by_node(shuffled, rank=rank, world_size=num_ranks)
         self.image_column = image_column
         self.make_views = make_views
@@ -119,6 +119,7 @@ def batches(stream: ViewStream, batch_size: int) -> Iterator[Batch]:
     loader = DataLoader(
         stream,
         batch_size=batch_size,
+        generator=torch.Generator(),  # or its seed would be drawn from the state that resuming has restored
         num_workers=stream.num_workers,
         collate_fn=collate,
         pin_memory=torch.cuda.is_available(),

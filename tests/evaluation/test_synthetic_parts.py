@@ -120,9 +120,10 @@ def test_an_occluder_turns_part_pixels_into_background():
     assert hidden_pixels > 20 * 30
 
 
-@pytest.mark.parametrize("difficulty", DIFFICULTIES)
+# In an easy scene only the object has colour, so that colour tells a little of it.
+@pytest.mark.parametrize(("difficulty", "largest_ari"), [("easy", 0.15), ("medium", 0.08), ("hard", 0.08)])
 @pytest.mark.parametrize("clusters", [5, 16])
-def test_colour_clustering_fails(difficulty, clusters):
+def test_colour_clustering_fails(difficulty, largest_ari, clusters):
     scores = []
     for index in range(40):
         image, mask, _ = render(11, index, 64, difficulty)
@@ -131,7 +132,7 @@ def test_colour_clustering_fails(difficulty, clusters):
         cv2.setRNGSeed(0)
         _, segments, _ = cv2.kmeans(colours, clusters, None, stop, 1, cv2.KMEANS_PP_CENTERS)
         scores.append(adjusted_rand_score(mask.ravel(), segments.ravel()))
-    assert np.mean(scores) < 0.08
+    assert np.mean(scores) < largest_ari
 
 
 # Data sets
