@@ -101,7 +101,7 @@ class TrainingSettings:
     seed: int = field(default=0, metadata={"help": "Seed of weights, order and views."})
     mixed_precision: str = field(
         default="auto",
-        metadata={"help": "auto: bf16 where the device computes in it.", "choices": ["auto", "no", "bf16", "fp16"]},
+        metadata={"help": "auto: bf16 where the device computes in it.", "choices": ["auto", "no", "bf16"]},
     )
     cpu_threads: int | None = field(
         default=None, metadata={"help": "Threads per CPU process; all cores over the processes when not given."}

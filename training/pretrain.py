@@ -60,8 +60,11 @@ def main(arguments: list[str] | None = None) -> Path:
     output = Path(training_settings.output_dir)
     output.mkdir(parents=True, exist_ok=True)
     run = build_run(accelerator, model_settings, data_settings, training_settings)
-    stream = open_stream(accelerator, data_settings, training_settings)
-    resume(run, stream, settings, output)
+    try:
+        stream = open_stream(accelerator, data_settings, training_settings)
+        resume(run, stream, settings, output)
+    except (FileNotFoundError, ValueError) as error:  # what the user can mend, without a traceback
+        raise SystemExit(str(error)) from error
     train(run, stream, settings, output)
     folder = output / "model"
     if accelerator.is_main_process:
@@ -170,7 +173,8 @@ def train(run: Run, stream: ViewStream, all_settings: Settings, output: Path) ->
         now = time.perf_counter()
         run.seconds, last_time = run.seconds + now - last_time, now
         progress.update()
-        if run.step % settings.log_steps == 0 or run.step == settings.steps:
+        saves = run.step % checkpoint_steps == 0 or run.step == settings.steps
+        if saves or run.step % settings.log_steps == 0:  # so that no checkpoint is written of weights that are not finite
             images_per_s = settings.batch_size * (run.step - last_step) / (run.seconds - last_seconds)
             last_step, last_seconds = run.step, run.seconds
             entry = log_entry(run, figures, images_per_s, batch.position[0])
@@ -182,7 +186,7 @@ def train(run: Run, stream: ViewStream, all_settings: Settings, output: Path) ->
             if log:
                 log.write(entry)
                 progress.set_postfix(loss=f"{entry['loss']:.3f}", images_per_s=f"{images_per_s:.0f}")
-        if run.step % checkpoint_steps == 0 or run.step == settings.steps:
+        if saves:
             save_checkpoint(run, stream, all_settings, output)
     progress.close()
 
