@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 from tqdm.auto import tqdm
 from transformers.utils.logging import disable_progress_bar
 
@@ -28,7 +29,7 @@ from evaluation.baselines import BASELINES
 from evaluation.mask_samples import MaskSample, number_of_rows, open_mask_dataset, read_mask_samples
 from evaluation.metrics.contingency import contingency_table, image_scores, mean_over_images
 from evaluation.segmenters import ImageBatch, Segmenter, competitors, load_rats
-from modeling_rats.visualization import draw_part_map, side_by_side
+from modeling_rats.visualization import draw_part_map, grid, side_by_side
 
 PROTOCOL = (
     "Overlap is counted in pixels of the true mask's size. M2O: each predicted segment goes to the true region it "
@@ -128,9 +129,13 @@ def count_segments(label_map: np.ndarray) -> int:
 
 
 def draw_pictures(folder: str | Path, num_pictures: int, ignore_label: int | None = None) -> Watch:
-    """Return a watcher that draws the first images as PNG: image, part map of model and untrained model, true mask."""
+    """Return a watcher that draws the first images as PNG: image, part map of model and untrained model, true mask.
+
+    Besides one picture an image, `overview.png` shows them all.
+    """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
+    pictures: list[Image.Image] = []
 
     def watch(index: int, sample: MaskSample, label_maps: dict[str, np.ndarray]) -> None:
         if index >= num_pictures:
@@ -139,7 +144,9 @@ def draw_pictures(folder: str | Path, num_pictures: int, ignore_label: int | Non
         mask = sample.mask.astype(np.int64)
         shown["true mask"] = np.where((mask == 0) | (mask == ignore_label), -1, mask)
         panels = [sample.image, *(draw_part_map(sample.image, label_map) for label_map in shown.values())]
-        side_by_side(panels, captions=["image", *shown]).save(folder / f"{index:04d}.png")
+        pictures.append(side_by_side(panels, captions=["image", *shown]))
+        pictures[-1].save(folder / f"{index:04d}.png")
+        grid(pictures, columns=2).save(folder / "overview.png")
 
     return watch
 

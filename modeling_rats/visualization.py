@@ -96,6 +96,23 @@ def side_by_side(images: Sequence[Image.Image], captions: Sequence[str] | None =
     return picture
 
 
+def grid(images: Sequence[Image.Image], columns: int) -> Image.Image:
+    """Put pictures in rows of `columns`, on white, from left to right and top to bottom.
+
+    Raises:
+        ValueError: if there is no picture.
+    """
+    if not images:
+        raise ValueError("grid got no images; it needs at least one.")
+    rows = [side_by_side(images[start : start + columns]) for start in range(0, len(images), columns)]
+    picture = Image.new("RGB", (max(row.width for row in rows), sum(row.height + GAP_PX for row in rows) - GAP_PX), "white")
+    top = 0
+    for row in rows:
+        picture.paste(row, (0, top))
+        top += row.height + GAP_PX
+    return picture
+
+
 def _resize_nearest(segments: np.ndarray, size: tuple[int, ...]) -> np.ndarray:
     """Resize (height, width) ids to `size` by taking the nearest, so that no new ids arise."""
     if segments.shape == tuple(size):

@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
-from modeling_rats.visualization import draw_part_map, register_colors, side_by_side
+from modeling_rats.visualization import GAP_PX, draw_part_map, grid, register_colors, side_by_side
 
 
 def test_a_colour_belongs_to_its_register_whatever_the_number_of_registers():
@@ -87,3 +87,17 @@ def test_side_by_side_refuses_mismatches():
         side_by_side([])
     with pytest.raises(ValueError, match="2 captions for 1 images"):
         side_by_side([Image.new("RGB", (2, 2))], captions=["a", "b"])
+
+
+def test_a_grid_places_pictures_in_rows():
+    pictures = [Image.new("RGB", (10, 6), color) for color in ("red", "lime", "blue")]
+    sheet = grid(pictures, columns=2)
+    assert sheet.size == (10 + GAP_PX + 10, 6 + GAP_PX + 6)
+    assert [sheet.getpixel(at) for at in ((5, 3), (15 + GAP_PX, 3), (5, 9 + GAP_PX), (15 + GAP_PX, 9 + GAP_PX))] == [
+        (255, 0, 0),
+        (0, 255, 0),
+        (0, 0, 255),
+        (255, 255, 255),
+    ]
+    with pytest.raises(ValueError, match="no images"):
+        grid([], columns=2)
