@@ -1,9 +1,9 @@
 # `make quickstart` and `make test` work on a fresh machine: they build the environment in .venv first.
 PYTHON ?= python3
 BIN := .venv/bin
-OUT := outputs/quickstart
 # The user's own images: a folder, a file or a Hub name. Empty: rendered objects with exact part masks.
 DATA ?=
+OUT ?= outputs/$(if $(DATA),own_images,quickstart)
 SEED ?= 0
 
 .PHONY: quickstart test test-slow quality style environment
@@ -16,20 +16,21 @@ quickstart: environment
 ifeq ($(DATA),)
 	test -e $(OUT)/data/validation-00000-of-00001.parquet || \
 	  $(BIN)/python -m evaluation.synthetic_parts --output $(OUT)/data --split validation --images 200 --image_size 128 --seed 1 --difficulty easy
-	$(BIN)/python -m evaluation.part_segmentation --model $(OUT)/model --dataset $(OUT)/data --untrained \
+	$(BIN)/python -m evaluation.part_segmentation --model $(OUT)/model --dataset $(OUT)/data --untrained --seed $(SEED) \
 	  --baselines color_kmeans color_position_kmeans --output $(OUT)/scores.json --pictures $(OUT)/pictures
 	$(BIN)/python -m hub_cards.card --model $(OUT)/model --scores $(OUT)/scores.json --curves $(OUT)/curves.png --pictures $(OUT)/pictures
 else
 	$(BIN)/python -m evaluation.visualize --model $(OUT)/model --dataset "$(DATA)" --output $(OUT)/pictures
 	$(BIN)/python -m hub_cards.card --model $(OUT)/model --curves $(OUT)/curves.png --pictures $(OUT)/pictures
 endif
-	@echo "In $(OUT): model/ (with its card README.md), scores.json, curves.png, pictures/"
+	@echo "In $(OUT): model/ (with its card README.md), curves.png, pictures/$(if $(DATA),, and scores.json)"
 
 environment: .venv/installed
 
 .venv/installed: setup.cfg pyproject.toml requirements.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --upgrade pip
+	@echo "Installing into .venv (torch is large: this can take some minutes)"
 	$(BIN)/python -m pip install --quiet -r requirements.txt -e ".[dev]"
 	touch $@
 

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import PIL.Image
 from datasets import Image, IterableDataset, get_dataset_split_names, load_dataset
 from datasets.exceptions import DatasetsError
 from datasets.inspect import SplitsNotFoundError
@@ -77,6 +78,11 @@ def open_images(dataset: str, config: str | None, split: str, image_column: str 
             f"(all columns: {', '.join(features)}). Name one of them with --image_column."
         )
     return rows.select_columns([column]).cast_column(column, Image(decode=False)), column
+
+
+def decode_image(image: dict) -> PIL.Image.Image:
+    """An undecoded row of `datasets.Image` (bytes or path) as an RGB image, EXIF rotation applied."""
+    return Image().decode_example(image).convert("RGB")
 
 
 def _open_file(path: Path) -> IterableDataset:

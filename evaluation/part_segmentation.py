@@ -170,7 +170,15 @@ def write_json(path: str | Path, record: Any) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
-    """Run the command line; return the record that --output writes."""
+    """Run the command line; what the user can mend ends it with a message and no traceback."""
+    try:
+        return run(arguments)
+    except (OSError, ValueError) as error:
+        raise SystemExit(str(error)) from error
+
+
+def run(arguments: Sequence[str] | None = None) -> dict[str, Any]:
+    """Run the command line; return the record that --output gets."""
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     options = _parser().parse_args(arguments)
     rows = open_mask_dataset(options.dataset, options.config, options.split, options.image_column, options.mask_column)
@@ -203,8 +211,8 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "command": shlex.join(["python", "-m", "evaluation.part_segmentation", *arguments]),
     }
-    if options.output:
-        write_json(options.output, record)
+    write_json(options.output, record)
+    print(f"Written to {options.output}")
     return record
 
 
@@ -262,7 +270,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--untrained", action="store_true", help="score the same model with fresh weights as well")
     parser.add_argument("--baselines", nargs="*", choices=list(BASELINES), default=["color_kmeans"])
     parser.add_argument("--seed", type=int, default=0, help="of the untrained weights and of k-means")
-    parser.add_argument("--output", metavar="JSON", help="write scores and exact settings here")
+    parser.add_argument("--output", metavar="JSON", default="scores.json", help="scores and exact settings (%(default)s)")
     parser.add_argument("--pictures", metavar="DIR", help="draw the first images as PNG here")
     parser.add_argument("--num_pictures", type=_positive, default=8)
     parser.add_argument("--quiet", action="store_true", help="no progress bar")

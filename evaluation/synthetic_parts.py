@@ -127,7 +127,7 @@ def render_shards(
     images = sum(map(len, row_groups))
     with (
         tqdm(total=images, desc="Rendering", unit="image", disable=quiet or not sys.stderr.isatty()) as progress,
-        parallel_map(num_processes or os.cpu_count() or 1, len(row_groups)) as run,
+        parallel_map(num_processes or count_cores(), len(row_groups)) as run,
     ):
         rendered = iter(run(render_group, row_groups))
         for name, groups in shards.items():
@@ -150,6 +150,11 @@ def parallel_map(num_processes: int, tasks: int) -> Iterator[Callable[..., Itera
         except BaseException:
             pool.shutdown(cancel_futures=True)  # else an interrupt would wait for every image that is still to come
             raise
+
+
+def count_cores() -> int:
+    """Cores that this process may use, which can be fewer than the machine has."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def use_one_thread() -> None:

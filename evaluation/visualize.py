@@ -10,10 +10,9 @@ from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 
-from datasets import Image as ImageFeature
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 
-from evaluation.data_sets import open_images
+from evaluation.data_sets import decode_image, open_images
 from evaluation.segmenters import ImageBatch, load_rats, rats_segmenter
 from modeling_rats.visualization import draw_part_map, side_by_side
 
@@ -39,6 +38,14 @@ def draw_part_maps(images: Iterator[tuple[str, Image.Image]], segment, folder: P
 
 
 def main(arguments: Sequence[str] | None = None) -> list[Path]:
+    """Runs the command line; what the user can mend ends it with a message and no traceback."""
+    try:
+        return run(arguments)
+    except (OSError, ValueError) as error:
+        raise SystemExit(str(error)) from error
+
+
+def run(arguments: Sequence[str] | None = None) -> list[Path]:
     """Runs the command line; returns the paths of the pictures."""
     parser = argparse.ArgumentParser(prog="python -m evaluation.visualize", description=__doc__.split("\n")[0])
     parser.add_argument("images", nargs="*", type=Path, metavar="IMAGE", help="image files")
@@ -53,6 +60,8 @@ def main(arguments: Sequence[str] | None = None) -> list[Path]:
     given = parser.parse_args(arguments)
     if bool(given.images) == bool(given.dataset):
         parser.error("name either image files or a --dataset.")
+    if len({path.stem for path in given.images}) < len(given.images):
+        parser.error("two images have the same name, and their pictures would too; draw them into different folders.")
     segment = rats_segmenter(*load_rats(given.model), given.image_size)
     if given.images:
         images = _read_files(given.images)
@@ -68,14 +77,14 @@ def _read_files(paths: Sequence[Path]) -> Iterator[tuple[str, Image.Image]]:
     for path in paths:
         try:
             yield path.stem, ImageOps.exif_transpose(Image.open(path)).convert("RGB")
-        except (OSError, UnidentifiedImageError) as error:
-            raise SystemExit(f"{path} is no image that can be read ({error}); name image files.") from error
+        except OSError as error:
+            raise ValueError(f"{path} is no image that can be read ({error}); name image files.") from error
 
 
 def _read_rows(rows, column: str) -> Iterator[tuple[str, Image.Image]]:
     for index, row in enumerate(rows):
         try:
-            yield f"{index:04d}", ImageFeature().decode_example(row[column]).convert("RGB")
+            yield f"{index:04d}", decode_image(row[column])
         except Exception as error:  # a broken image is told of and passed over, as in pretraining
             print(f"skipped broken image {index}: {error}", file=sys.stderr)
 

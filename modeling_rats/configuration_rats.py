@@ -65,11 +65,18 @@ class RatsConfig(PreTrainedConfig):
     head_bottleneck_size: int = 256
 
     def __post_init__(self, **kwargs):
-        if self.id2label is None and kwargs.get("num_labels") is None:
-            # Without labels of the user's own, each register is its own class.
-            self.id2label = {register: f"register {register}" for register in range(self.num_registers)}
+        labels = list(self.id2label.values()) if self.id2label else []
+        own_labels = kwargs.get("num_labels") is not None or labels != _register_labels(len(labels))
+        if not own_labels:
+            # Each register is its own class, however many registers a saved configuration had.
+            self.id2label = dict(enumerate(_register_labels(self.num_registers)))
             self.label2id = {label: register for register, label in self.id2label.items()}
         super().__post_init__(**kwargs)
+
+    @property
+    def registers_are_labels(self) -> bool:
+        """Whether the labels are the registers themselves, and not labels of the user's own."""
+        return self.id2label == dict(enumerate(_register_labels(self.num_registers)))
 
     def to_diff_dict(self) -> dict:
         """As the parent's, which leaves two labels of default names out: here they differ from no labels at all."""
@@ -124,6 +131,10 @@ class RatsConfig(PreTrainedConfig):
                 f"part_layer={self.part_layer} must index the {self.num_hidden_layers + 1} hidden states "
                 f"(embeddings and {self.num_hidden_layers} layers); use -1 for the last layer."
             )
+
+
+def _register_labels(num_registers: int) -> list[str]:
+    return [f"register {register}" for register in range(num_registers)]
 
 
 def _pair(size: int | list[int] | tuple[int, int]) -> tuple[int, int]:

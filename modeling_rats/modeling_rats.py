@@ -288,6 +288,7 @@ class RatsPrototypes(nn.Module):
     """Cosine similarity with K prototypes, (B, D) -> (B, K).
 
     The weight-normed last layer of DINO's head (vision_transformer.py, DINOHead) with its gain frozen at 1.
+    Departs from DINO in the initial length of the weights, `initializer_range` as everywhere and not torch's default.
     """
 
     def __init__(self, features: int, num_prototypes: int):
@@ -355,7 +356,7 @@ class RatsForPreTraining(RatsPreTrainedModel):
 @auto_docstring(
     custom_intro="""
     RATS that segments an image into parts by the similarity of its patches to its registers, without any label; with labels
-    of one's own (`num_labels` other than `num_registers`), a linear layer over the similarities names them.
+    of one's own (`num_labels`, or `id2label`), a linear layer over the similarities names them.
     """
 )
 class RatsForPartSegmentation(RatsPreTrainedModel):
@@ -363,8 +364,7 @@ class RatsForPartSegmentation(RatsPreTrainedModel):
         super().__init__(config)
         self.rats = RatsModel(config)
         num_labels = config.num_labels or config.num_registers
-        own_labels = num_labels != config.num_registers
-        self.classifier = nn.Linear(config.num_registers, num_labels) if own_labels else None
+        self.classifier = None if config.registers_are_labels else nn.Linear(config.num_registers, num_labels)
         self.post_init()
 
     @can_return_tuple
@@ -399,7 +399,8 @@ class RatsForPartSegmentation(RatsPreTrainedModel):
         similarities = register_patch_similarities(registers, patches, grid)  # (B, N, rows, columns)
         logits = similarities
         if self.classifier is not None:
-            logits = self.classifier(similarities.movedim(1, -1)).movedim(-1, 1)  # (B, num_labels, rows, columns)
+            features = similarities.movedim(1, -1).to(self.classifier.weight.dtype)
+            logits = self.classifier(features).movedim(-1, 1)  # (B, num_labels, rows, columns)
         return RatsPartSegmentationOutput(
             loss=None if labels is None else self._loss(logits, labels),
             logits=logits,

@@ -16,11 +16,13 @@ def register_patch_similarities(registers: torch.Tensor, patches: torch.Tensor, 
         grid: Rows and columns of the patch grid; rows * columns = L.
 
     Returns:
-        Cosines in [-1, 1], (B, N, rows, columns).
+        Cosines in [-1, 1], float32 at least, (B, N, rows, columns).
     """
-    registers = nn.functional.normalize(registers, dim=-1)  # (B, N, D)
-    patches = nn.functional.normalize(patches, dim=-1)  # (B, L, D)
-    return (registers @ patches.transpose(1, 2)).unflatten(-1, grid)  # (B, N, rows, columns)
+    dtype = torch.promote_types(registers.dtype, torch.float32)
+    with torch.autocast(registers.device.type, enabled=False):  # near 1 bfloat16 is coarser than what decides
+        registers = nn.functional.normalize(registers.to(dtype), dim=-1)  # (B, N, D)
+        patches = nn.functional.normalize(patches.to(dtype), dim=-1)  # (B, L, D)
+        return (registers @ patches.transpose(1, 2)).unflatten(-1, grid)  # (B, N, rows, columns)
 
 
 def part_map(similarities: torch.Tensor, target_size: tuple[int, int] | None = None) -> torch.Tensor:

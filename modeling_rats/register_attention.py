@@ -29,7 +29,7 @@ class RatsRegisterAttention(nn.Module):
     through their own slice and with the bias is inferred, not drawn.
 
     Of a register only the query of its own head and the output columns of its own head are computed, and no key and no
-    value: the others are never used. `docs/` and the tests hold the literal definition beside it.
+    value: the others are never used. The tests hold the literal definition beside it.
     """
 
     def __init__(self, config: RatsConfig):

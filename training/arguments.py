@@ -106,7 +106,9 @@ class TrainingSettings:
     cpu_threads: int | None = field(
         default=None, metadata={"help": "Threads per CPU process; all cores over the processes when not given."}
     )
-    resume: str = field(default="auto", metadata={"help": "auto, none, or the path of a checkpoint."})
+    resume: str = field(
+        default="auto", metadata={"help": "auto, none (start anew and replace the run in output_dir), or a checkpoint's path."}
+    )
     checkpoint_steps: int = field(default=1000, metadata={"help": "Steps between checkpoints."})
     keep_checkpoints: int = field(default=2, metadata={"help": "How many of them stay."})
     log_steps: int = field(default=50, metadata={"help": "Steps between lines of the log."})
@@ -134,7 +136,8 @@ def parse(arguments: list[str] | None = None) -> Settings:
         [ModelSettings, DataSettings, TrainingSettings],  # type: ignore[list-item]  # any dataclass will do
         prog="pretrain.py",
         usage="pretrain.py [RECIPE] [--setting value ...]",
-        description=f"DINO pretraining of RATS. RECIPE is a YAML file of settings (default: {QUICKSTART.name}).",
+        description=f"DINO pretraining of RATS. RECIPE is a YAML file of settings (default: {QUICKSTART.name}); the defaults "
+        "below hold for settings that it leaves out.",
         allow_abbrev=False,
     )
     arguments = recipe_flags(recipe, parser) + flags
@@ -168,20 +171,31 @@ def recipe_flags(recipe: Path, parser: HfArgumentParser) -> list[str]:
     return flags
 
 
+# Settings that must reach a least value, and those that must lie between 0 and 1.
+_AT_LEAST_ONE = {"steps", "batch_size", "checkpoint_steps", "keep_checkpoints", "log_steps", "shuffle_buffer", "patch_size"}
+_AT_LEAST_ONE |= {"cpu_threads", "synthetic_images"}
+_AT_LEAST_ZERO = {"seed", "learning_rate", "clip_gradient", "warmup_steps", "weight_decay", "freeze_last_layer_steps"}
+_AT_LEAST_ZERO |= {"num_workers", "num_local_crops"}
+_ABOVE_ZERO = {"student_temperature", "teacher_temperature", "warmup_teacher_temperature"}
+_SHARES = {"teacher_momentum", "center_momentum", "grayscale"}
+
+
 def _check(model: ModelSettings, data: DataSettings, training: TrainingSettings, error: Callable[[str], NoReturn]) -> None:
-    """Rules between settings. What concerns the network alone, RatsConfig checks."""
-    if model.patch_size < 1:
-        error(f"patch_size={model.patch_size} must be at least 1.")
-    for name in ("num_workers", "num_local_crops"):
-        if getattr(data, name) < 0:
-            error(f"{name}={getattr(data, name)} must be at least 0.")
-    if data.shuffle_buffer < 1:
-        error(f"shuffle_buffer={data.shuffle_buffer} must be at least 1.")
-    for name in ("student_temperature", "teacher_temperature", "warmup_teacher_temperature"):
-        if getattr(training, name) <= 0:
-            error(f"{name}={getattr(training, name)} must be above 0.")
-    for name in ("global_crop_size", "local_crop_size"):
-        size = getattr(data, name)
+    """Ranges of settings and rules between them. What concerns the network alone, RatsConfig checks."""
+    for name, value in (vars(model) | vars(data) | vars(training)).items():
+        if value is None:
+            continue
+        if name in _AT_LEAST_ONE and value < 1:
+            error(f"{name}={value} must be at least 1.")
+        if name in _AT_LEAST_ZERO and value < 0:
+            error(f"{name}={value} must be at least 0.")
+        if name in _ABOVE_ZERO and value <= 0:
+            error(f"{name}={value} must be above 0.")
+        if name in _SHARES and not 0 <= value <= 1:
+            error(f"{name}={value} must lie between 0 and 1.")
+    sizes = {name: getattr(data, name) for name in ("global_crop_size", "local_crop_size")}
+    sizes["export_image_size"] = training.export_image_size or data.global_crop_size
+    for name, size in sizes.items():
         if size < model.patch_size or size % model.patch_size:
             error(f"{name}={size} must be a positive multiple of patch_size={model.patch_size}.")
     for name in ("global_crops_scale", "local_crops_scale"):
@@ -192,10 +206,5 @@ def _check(model: ModelSettings, data: DataSettings, training: TrainingSettings,
         error(f"blur_sigma={data.blur_sigma} must be two numbers of pixels, 0 < low <= high.")
     if len(data.color_jitter) != 4 or min(data.color_jitter) < 0 or data.color_jitter[3] > 0.5:
         error(f"color_jitter={data.color_jitter} must be four strengths of at least 0, that of hue at most 0.5.")
-    for name in ("steps", "batch_size", "checkpoint_steps", "keep_checkpoints", "log_steps"):
-        if getattr(training, name) < 1:
-            error(f"{name}={getattr(training, name)} must be at least 1.")
     if training.warmup_steps >= training.steps:
-        error(f"warmup_steps={training.warmup_steps} must be less than steps={training.steps}.")
-    if training.cpu_threads is not None and training.cpu_threads < 1:
-        error(f"cpu_threads={training.cpu_threads} must be at least 1.")
+        error(f"warmup_steps={training.warmup_steps} must be less than steps={training.steps}; lower --warmup_steps.")

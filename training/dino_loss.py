@@ -84,6 +84,8 @@ class DinoLoss(nn.Module):
 def sinkhorn_knopp(logits: torch.Tensor, temperature: float, iterations: int = 3) -> torch.Tensor:
     """Balanced assignment of the images of all ranks to the prototypes (dinov2/loss, sinkhorn_knopp_teacher).
 
+    Departs from DINOv2, which balances both global views together: here each view is balanced by itself.
+
     Args:
         logits: Teacher logits of one view on this rank, (B, K).
         temperature: Teacher temperature.

@@ -25,7 +25,7 @@ from accelerate.utils import gather_object, set_seed
 from tqdm import tqdm
 
 from evaluation.data_sets import open_images
-from evaluation.synthetic_parts import recorded_splits, write_dataset
+from evaluation.synthetic_parts import count_cores, recorded_splits, write_dataset
 from modeling_rats import RatsConfig, RatsForPartSegmentation, RatsForPreTraining, RatsImageProcessor
 from training import checkpoint
 from training.arguments import DataSettings, ModelSettings, Settings, TrainingSettings, parse
@@ -36,6 +36,20 @@ from training.optimizer import build_optimizer, clip_gradients, set_schedule
 from training.schedules import cosine, linear, warmup_cosine
 from training.streaming import Batch, ViewStream, batches
 from training.student_teacher import MultiCropNetwork, build_teacher, update_teacher
+
+# Settings that a run may change when it goes on from a checkpoint.
+MAY_CHANGE = (
+    "output_dir",
+    "steps",
+    "mixed_precision",
+    "cpu_threads",
+    "resume",
+    "checkpoint_steps",
+    "keep_checkpoints",
+    "log_steps",
+    "export_image_size",
+    "quiet",
+)
 
 
 @dataclass
@@ -81,6 +95,12 @@ def start_accelerator(settings: TrainingSettings) -> Accelerator:
     if precision == "auto":
         precision = "bf16" if computes_bf16() else "no"
     accelerator = Accelerator(cpu=not torch.accelerator.is_available(), mixed_precision=precision)
+    kind = accelerator.distributed_type.value
+    if kind in ("FSDP", "DEEPSPEED", "MEGATRON_LM") or accelerator.state.dynamo_plugin.backend.value not in (None, "NO"):
+        raise SystemExit(
+            f"the accelerate configuration asks for {kind} with dynamo {accelerator.state.dynamo_plugin.backend.value}; this "
+            "loop runs plain data parallelism: accelerate launch --multi_gpu --dynamo_backend no."
+        )
     if settings.batch_size % accelerator.num_processes:
         raise SystemExit(
             f"batch_size={settings.batch_size} must be divisible by the {accelerator.num_processes} processes it is shared by."
@@ -88,7 +108,7 @@ def start_accelerator(settings: TrainingSettings) -> Accelerator:
     if accelerator.device.type == "cpu":
         # `accelerate launch` gives a CPU process one thread unless told otherwise.
         local_processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-        torch.set_num_threads(settings.cpu_threads or max((os.cpu_count() or 1) // local_processes, 1))
+        torch.set_num_threads(settings.cpu_threads or max(count_cores() // local_processes, 1))
     set_seed(settings.seed)
     return accelerator
 
@@ -178,11 +198,7 @@ def train(run: Run, stream: ViewStream, all_settings: Settings, output: Path) ->
             images_per_s = settings.batch_size * (run.step - last_step) / (run.seconds - last_seconds)
             last_step, last_seconds = run.step, run.seconds
             entry = log_entry(run, figures, images_per_s, batch.position[0])
-            if not math.isfinite(entry["loss"]):
-                raise SystemExit(
-                    f"step {run.step}: the loss is {entry['loss']}; lower learning_rate or set mixed_precision=no, and go on "
-                    f"from {checkpoint.find('auto', output / 'checkpoints') or 'the start'}."
-                )
+            check_finite(entry, output)
             if log:
                 log.write(entry)
                 progress.set_postfix(loss=f"{entry['loss']:.3f}", images_per_s=f"{images_per_s:.0f}")
@@ -254,6 +270,16 @@ def log_entry(run: Run, figures: dict, images_per_s: float, epoch: int) -> dict:
     }
 
 
+def check_finite(entry: dict, output: Path) -> None:
+    """Ends a run whose weights are no longer of use, before they are saved."""
+    if not math.isfinite(entry["loss"] + entry["gradient_norm"]):
+        raise SystemExit(
+            f"step {entry['step']}: the loss is {entry['loss']} and the gradient norm {entry['gradient_norm']}; both must be "
+            "finite. Lower learning_rate or set mixed_precision=no, and go on from "
+            f"{checkpoint.find('auto', output / 'checkpoints') or 'the start'}."
+        )
+
+
 def report_broken(batch: Batch, progress: tqdm) -> int:
     for reason in batch.broken:
         progress.write(f"skipped broken image {reason}", file=sys.stderr)
@@ -288,7 +314,9 @@ def save_checkpoint(run: Run, stream: ViewStream, settings: Settings, output: Pa
 def lasting_settings(run: Run, stream: ViewStream, settings: Settings) -> dict:
     """What a resumed run must share with the run that it goes on from."""
     model, data, training = settings
-    lasting = asdict(model) | asdict(data) | {"seed": training.seed, "batch_size": training.batch_size}
+    lasting = asdict(model) | asdict(data) | asdict(training)
+    for name in MAY_CHANGE:
+        del lasting[name]
     # Fewer workers than asked for may have shards to read.
     return lasting | {"num_workers": stream.num_workers, "processes": run.accelerator.num_processes}
 
@@ -324,7 +352,7 @@ def resume(run: Run, stream: ViewStream, settings: Settings, output: Path) -> No
 def export(run: Run, settings: Settings, folder: Path) -> None:
     """Writes the teacher as a RatsForPartSegmentation folder with its processor and a record of the training.
 
-    A card that is in the folder already is kept: a person may have written in it.
+    What else is in the folder stays: a card in which a person may have written, and its pictures.
     """
     model_settings, data_settings, training_settings = settings
     config = RatsConfig(**asdict(model_settings), image_size=data_settings.global_crop_size)
@@ -346,10 +374,10 @@ def export(run: Run, settings: Settings, folder: Path) -> None:
     model.save_pretrained(temporary)
     RatsImageProcessor(size={"height": side, "width": side}).save_pretrained(temporary)
     (temporary / "training.json").write_text(json.dumps(record, indent=1) + "\n")
-    if (folder / "README.md").exists():
-        shutil.copy2(folder / "README.md", temporary)
-    shutil.rmtree(folder, ignore_errors=True)
-    os.replace(temporary, folder)
+    folder.mkdir(exist_ok=True)
+    for file in temporary.iterdir():
+        os.replace(file, folder / file.name)
+    temporary.rmdir()
 
 
 def device_name(device: torch.device) -> str:

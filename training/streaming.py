@@ -13,6 +13,8 @@ from datasets.distributed import split_dataset_by_node
 from PIL import Image
 from torch.utils.data import DataLoader, get_worker_info
 
+from evaluation.data_sets import decode_image
+
 Position = tuple[int, int]
 """Where a loader worker stands: (epoch, rows of its share of that epoch already read)."""
 
@@ -35,6 +37,11 @@ class Batch:
     worker: int
     position: Position
     broken: list[str]
+
+    def pin_memory(self) -> "Batch":
+        """Called by the loader for a GPU, so that views can be copied while it computes."""
+        self.views = [view.pin_memory() for view in self.views]
+        return self
 
 
 class ViewStream(torch.utils.data.IterableDataset):
@@ -86,13 +93,13 @@ class ViewStream(torch.utils.data.IterableDataset):
         broken: list[str] = []
         while True:
             readable = 0
-            self.rows.set_epoch(epoch)
+            self.rows._epoch = torch.tensor(epoch)  # set_epoch would write into memory that all loader workers share
             for index, row in enumerate(self.rows):  # `datasets` gives a loader worker its own shards
                 if index < rows_read:
                     readable += 1
                     continue
                 try:
-                    image = decode(row[self.image_column])
+                    image = decode_image(row[self.image_column])
                 except Exception as error:  # whatever a decoder raises, the stream goes on
                     broken.append(f"{_identity(row[self.image_column], worker, epoch, index)}: {error}")
                     continue
@@ -107,11 +114,6 @@ class ViewStream(torch.utils.data.IterableDataset):
                     "image per worker: check --dataset and --dataset_split, or lower --num_workers."
                 )
             epoch, rows_read = epoch + 1, 0
-
-
-def decode(image: dict) -> Image.Image:
-    """An undecoded row of `datasets.Image` (bytes or path) as an RGB image, EXIF rotation applied."""
-    return datasets.Image().decode_example(image).convert("RGB")
 
 
 def batches(stream: ViewStream, batch_size: int) -> Iterator[Batch]:

@@ -21,6 +21,12 @@ SHARED_DATA = Path(os.environ.get("RATS_SHARED_DATA", Path(__file__).resolve().p
 NUM_REGISTERS = 8
 
 
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path, monkeypatch):
+    """The command writes scores.json into the working folder by default."""
+    monkeypatch.chdir(tmp_path)
+
+
 def tiny_config():
     return RatsConfig(
         hidden_size=32,
@@ -104,7 +110,7 @@ def test_the_command_scores_every_row_and_records_how(model_folder, data_folder,
     assert written["model_config"]["num_registers"] == NUM_REGISTERS
     assert written["command"].startswith("python -m evaluation.part_segmentation --model")
     assert {"torch", "transformers", "python"} <= set(written["versions"])
-    assert sorted(path.name for path in pictures.iterdir()) == ["0000.png", "0001.png"]
+    assert sorted(path.name for path in pictures.iterdir()) == ["0000.png", "0001.png", "overview.png"]
     assert Image.open(pictures / "0000.png").width == 4 * 48 + 3 * 4  # image, model, untrained, true mask
     assert list(output.parent.iterdir()) == [output]  # no partial file is left behind
     captured = capsys.readouterr()

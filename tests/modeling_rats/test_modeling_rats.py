@@ -341,12 +341,13 @@ def test_auto_classes_find_the_models(make_model, tmp_path):
     assert type(AutoImageProcessor.from_pretrained(tmp_path)) is RatsImageProcessor
 
 
-def test_half_precision_weights_give_half_precision_outputs(make_model):
+def test_similarities_keep_their_precision_under_half_precision_weights(make_model):
     model = make_model(RatsForPartSegmentation)
     halved = copy.deepcopy(model).to(torch.bfloat16)
     images = random_images(48, 32)  # of a grid that is not the learned one
-    assert halved(images).similarities.dtype == torch.bfloat16
-    torch.testing.assert_close(halved(images).similarities.float(), model(images).similarities, atol=0.1, rtol=0)
+    assert halved.rats(images).last_hidden_state.dtype == torch.bfloat16
+    assert halved(images).similarities.dtype == torch.float32
+    torch.testing.assert_close(halved(images).similarities, model(images).similarities, atol=0.1, rtol=0)
 
 
 @pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.* is deprecated")  # the newer name is not in 5.20

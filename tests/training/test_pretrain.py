@@ -18,6 +18,8 @@ import yaml
 from PIL import Image
 from transformers import AutoImageProcessor, AutoModel, AutoModelForSemanticSegmentation
 
+from evaluation import part_segmentation
+from evaluation.synthetic_parts import write_dataset
 from modeling_rats import RatsForPartSegmentation, RatsImageProcessor, RatsModel
 from training import checkpoint, pretrain
 from training.arguments import DataSettings, TrainingSettings
@@ -302,22 +304,22 @@ def test_broken_images_are_counted_and_the_run_finishes(make_arguments, tmp_path
 
 
 @pytest.mark.parametrize(
-    "overrides, error, message",
+    "overrides, message",
     [
-        ({"num_registers": 9}, SystemExit, "num_registers=9 must be divisible by num_attention_heads=4"),
-        ({"resume": "nowhere.pt"}, FileNotFoundError, "resume=nowhere.pt is no checkpoint"),
-        ({"dataset": "{}"}, FileNotFoundError, "is an empty folder"),
-        ({"dataset": "{}/nowhere"}, FileNotFoundError, "was not found"),
-        ({"dataset_split": "test"}, ValueError, "split=test is not in"),
-        ({"image_column": "picture"}, ValueError, "no image column picture"),
-        ({"learning_rate": 1e30, "log_steps": 1}, SystemExit, r"the loss is nan; lower learning_rate"),
+        ({"num_registers": 9}, "num_registers=9 must be divisible by num_attention_heads=4"),
+        ({"resume": "nowhere.pt"}, "resume=nowhere.pt is no checkpoint"),
+        ({"dataset": "{}"}, "is an empty folder"),
+        ({"dataset": "{}/nowhere"}, "was not found"),
+        ({"dataset_split": "test"}, "split=test is not in"),
+        ({"image_column": "picture"}, "no image column picture"),
+        ({"learning_rate": 1e30, "log_steps": 1}, r"the loss is nan .*Lower learning_rate"),
     ],
     ids=str,
 )
-def test_what_is_wrong_is_said(make_arguments, tmp_path, overrides, error, message):
+def test_what_is_wrong_is_said(make_arguments, tmp_path, overrides, message):
     (tmp_path / "empty").mkdir()
     overrides = {name: str(value).format(tmp_path / "empty") for name, value in overrides.items()}
-    with pytest.raises(error, match=message):
+    with pytest.raises(SystemExit, match=message):
         pretrain.main(make_arguments(tmp_path / "run", **overrides))
     assert not (tmp_path / "run" / "model").exists()
 
@@ -345,3 +347,30 @@ def test_the_embedded_data_is_rendered_once(tmp_path):
     data.synthetic_images = 4
     pretrain.render_synthetic(data, training)
     assert len(list(datasets.load_dataset(str(folder), split="train", streaming=True))) == 4
+
+
+# What it is for
+
+
+@pytest.mark.slow
+def test_a_short_pretraining_finds_objects(tmp_path):
+    """200 steps beat the weights that the run starts from by 5 points of ARI, on images that were not trained on."""
+    output = tmp_path / "run"
+    shorter = {"steps": 200, "warmup_steps": 20, "synthetic_images": 6000, "num_workers": 0}
+    arguments = [f"--{name}={value}" for name, value in shorter.items()]
+    folder = pretrain.main([*arguments, "--output_dir", str(output), "--quiet"])
+    write_dataset(output / "data", 60, 128, seed=1, difficulty="easy", split="validation", quiet=True)
+    scored = part_segmentation.main(
+        [
+            "--model",
+            str(folder),
+            "--dataset",
+            str(output / "data"),
+            "--output",
+            str(output / "scores.json"),
+            "--untrained",
+            "--quiet",
+        ]
+    )
+    trained, untrained = scored["scores"]["model"], scored["scores"]["untrained"]
+    assert trained["ari"] > untrained["ari"] + 5

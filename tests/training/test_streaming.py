@@ -11,9 +11,9 @@ import torch
 from PIL import Image
 from torch.utils.data._utils import worker as torch_worker
 
-from evaluation.data_sets import open_images
+from evaluation.data_sets import decode_image, open_images
 from training.crops import MultiCrop, ViewSettings
-from training.streaming import ViewStream, batches, decode
+from training.streaming import ViewStream, batches
 
 IMAGES = 22
 
@@ -146,7 +146,7 @@ def test_a_resumed_stream_goes_on_bit_for_bit(make_stream, as_worker, consumed, 
 
 def test_what_was_read_is_not_decoded_again(make_stream, monkeypatch):
     decoded = []
-    monkeypatch.setattr("training.streaming.decode", lambda image: decoded.append(1) or decode(image))
+    monkeypatch.setattr("training.streaming.decode_image", lambda image: decoded.append(1) or decode_image(image))
     next(iter(make_stream(positions={0: (1, 10)})))
     assert len(decoded) == 1
 
@@ -202,7 +202,7 @@ def test_memory_errors_of_ours_are_not_taken_for_broken_images(make_stream, monk
     def interrupt(image):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("training.streaming.decode", interrupt)
+    monkeypatch.setattr("training.streaming.decode_image", interrupt)
     with pytest.raises(KeyboardInterrupt):
         next(iter(make_stream()))
 
@@ -214,14 +214,14 @@ def test_memory_errors_of_ours_are_not_taken_for_broken_images(make_stream, monk
 def test_images_of_any_mode_become_rgb(mode):
     levels = np.full((4, 6), 40_000 if mode == "I;16" else 90, np.uint16)
     image = Image.fromarray(levels) if mode == "I;16" else Image.new("RGB", (6, 4), (200, 30, 90)).convert(mode)
-    decoded = decode({"bytes": encode(image, "TIFF"), "path": None})
+    decoded = decode_image({"bytes": encode(image, "TIFF"), "path": None})
     assert decoded.mode == "RGB" and decoded.size == (6, 4)
 
 
 def test_exif_rotation_is_applied():
     exif = Image.Exif()
     exif[0x0112] = 6  # to be turned by 90 degrees
-    assert decode({"bytes": encode(Image.new("RGB", (8, 4)), "JPEG", exif=exif), "path": None}).size == (4, 8)
+    assert decode_image({"bytes": encode(Image.new("RGB", (8, 4)), "JPEG", exif=exif), "path": None}).size == (4, 8)
 
 
 # Batches
