@@ -23,9 +23,7 @@ class ModelSettings:
     num_registers: int = field(default=96, metadata={"help": "Number of registers N, divisible by the heads."})
     patch_size: int = field(default=16, metadata={"help": "Side of a patch, in pixels."})
     drop_path_rate: float = field(default=0.1, metadata={"help": "Stochastic depth of the last block; student only."})
-    initializer_range: float = field(
-        default=0.02, metadata={"help": "Standard deviation of the initial weights; narrow networks want more."}
-    )
+    initializer_range: float = field(default=0.02, metadata={"help": "Standard deviation of the initial weights."})
     partition_registers: bool = field(default=True, metadata={"help": "Partition the registers over the heads."})
     communicate: bool = field(default=True, metadata={"help": "Let registers attend to registers."})
     num_prototypes: int = field(default=65536, metadata={"help": "Number of prototypes K of the DINO head."})

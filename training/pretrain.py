@@ -193,12 +193,14 @@ def train(run: Run, stream: ViewStream, all_settings: Settings, output: Path) ->
         now = time.perf_counter()
         run.seconds, last_time = run.seconds + now - last_time, now
         progress.update()
-        saves = run.step % checkpoint_steps == 0 or run.step == settings.steps
-        if saves or run.step % settings.log_steps == 0:  # so that no checkpoint is written of weights that are not finite
+        ends = run.step == settings.steps
+        logs, saves = ends or run.step % settings.log_steps == 0, ends or run.step % checkpoint_steps == 0
+        if logs or saves:
+            check_finite(run, figures, output)
+        if logs:
             images_per_s = settings.batch_size * (run.step - last_step) / (run.seconds - last_seconds)
             last_step, last_seconds = run.step, run.seconds
             entry = log_entry(run, figures, images_per_s, batch.position[0])
-            check_finite(entry, output)
             if log:
                 log.write(entry)
                 progress.set_postfix(loss=f"{entry['loss']:.3f}", images_per_s=f"{images_per_s:.0f}")
@@ -270,12 +272,13 @@ def log_entry(run: Run, figures: dict, images_per_s: float, epoch: int) -> dict:
     }
 
 
-def check_finite(entry: dict, output: Path) -> None:
+def check_finite(run: Run, figures: dict, output: Path) -> None:
     """Ends a run whose weights are no longer of use, before they are saved."""
-    if not math.isfinite(entry["loss"] + entry["gradient_norm"]):
+    loss, gradient_norm = float(figures["loss"]), float(figures["gradient_norm"])  # the norm is the same on all ranks
+    if not math.isfinite(loss + gradient_norm):
         raise SystemExit(
-            f"step {entry['step']}: the loss is {entry['loss']} and the gradient norm {entry['gradient_norm']}; both must be "
-            "finite. Lower learning_rate or set mixed_precision=no, and go on from "
+            f"step {run.step}: the loss is {loss} and the gradient norm {gradient_norm}; both must be finite. Lower "
+            "learning_rate or set mixed_precision=no, and go on from "
             f"{checkpoint.find('auto', output / 'checkpoints') or 'the start'}."
         )
 
