@@ -5,6 +5,8 @@ BIN := .venv/bin
 DATA ?=
 OUT ?= outputs/$(if $(DATA),own_images,quickstart)
 SEED ?= 0
+# More settings of the pretraining, such as ARGS="--steps 200".
+ARGS ?=
 
 .PHONY: quickstart test test-slow quality style environment
 
@@ -12,7 +14,7 @@ SEED ?= 0
 LAUNCH := $(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no
 
 quickstart: environment
-	$(LAUNCH) training/pretrain.py training/recipes/quickstart.yaml --output_dir $(OUT) --seed $(SEED) $(if $(DATA),--dataset "$(DATA)")
+	$(LAUNCH) training/pretrain.py training/recipes/quickstart.yaml --output_dir $(OUT) --seed $(SEED) $(if $(DATA),--dataset "$(DATA)") $(ARGS)
 ifeq ($(DATA),)
 	test -e $(OUT)/data/validation-00000-of-00001.parquet || \
 	  $(BIN)/python -m evaluation.synthetic_parts --output $(OUT)/data --split validation --images 200 --image_size 128 --seed 1 --difficulty easy

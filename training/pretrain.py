@@ -10,61 +10,31 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # or a foreign `training` could win over this one
 
-import json
 import math
 import os
-import shutil
 import time
-from dataclasses import asdict, dataclass
-from importlib.metadata import version
+from dataclasses import asdict
 
 import torch
 import transformers
 from accelerate import Accelerator
-from accelerate.utils import gather_object, set_seed
+from accelerate.utils import set_seed
 from tqdm import tqdm
 
 from evaluation.data_sets import open_images
 from evaluation.synthetic_parts import count_cores, recorded_splits, write_dataset
-from modeling_rats import RatsConfig, RatsForPartSegmentation, RatsForPreTraining, RatsImageProcessor
+from modeling_rats import RatsConfig, RatsForPreTraining
 from training import checkpoint
 from training.arguments import DataSettings, ModelSettings, Settings, TrainingSettings, parse
 from training.crops import MultiCrop
 from training.dino_loss import DinoLoss
+from training.export import export
 from training.monitors import JsonLog, draw_curves, teacher_entropies
 from training.optimizer import build_optimizer, clip_gradients, set_schedule
+from training.run_state import Run, resume, save_checkpoint
 from training.schedules import cosine, linear, warmup_cosine
 from training.streaming import Batch, ViewStream, batches
 from training.student_teacher import MultiCropNetwork, build_teacher, update_teacher
-
-# Settings that a run may change when it goes on from a checkpoint.
-MAY_CHANGE = (
-    "output_dir",
-    "steps",
-    "mixed_precision",
-    "cpu_threads",
-    "resume",
-    "checkpoint_steps",
-    "keep_checkpoints",
-    "log_steps",
-    "export_image_size",
-    "quiet",
-)
-
-
-@dataclass
-class Run:
-    """Everything that a step reads and changes."""
-
-    accelerator: Accelerator
-    student: torch.nn.Module
-    teacher: MultiCropNetwork
-    loss: DinoLoss
-    optimizer: torch.optim.Optimizer
-    settings: TrainingSettings
-    step: int = 0
-    seconds: float = 0.0  # spent in steps, over all sittings
-    broken_images: int = 0  # that this rank has skipped, over all sittings
 
 
 def main(arguments: list[str] | None = None) -> Path:
@@ -291,102 +261,6 @@ def report_broken(batch: Batch, progress: tqdm) -> int:
 
 def shows_progress(settings: TrainingSettings) -> bool:
     return sys.stderr.isatty() and not settings.quiet
-
-
-def save_checkpoint(run: Run, stream: ViewStream, settings: Settings, output: Path) -> None:
-    """Every rank sends its stream's positions and the state of its generators; the main process writes."""
-    own = {"positions": stream.positions, "generator": torch.get_rng_state(), "broken_images": run.broken_images}
-    if torch.cuda.is_available():
-        own["cuda_generator"] = torch.cuda.get_rng_state()
-    ranks = gather_object([own])
-    if run.accelerator.is_main_process:
-        state = {
-            "step": run.step,
-            "seconds": run.seconds,
-            "student": run.accelerator.unwrap_model(run.student).state_dict(),
-            "teacher": run.teacher.state_dict(),
-            "loss": run.loss.state_dict(),
-            "optimizer": run.optimizer.state_dict(),
-            "lasting_settings": lasting_settings(run, stream, settings),
-            "ranks": ranks,
-        }
-        checkpoint.save(output / "checkpoints", run.step, state, run.settings.keep_checkpoints)
-    run.accelerator.wait_for_everyone()
-
-
-def lasting_settings(run: Run, stream: ViewStream, settings: Settings) -> dict:
-    """What a resumed run must share with the run that it goes on from."""
-    model, data, training = settings
-    lasting = asdict(model) | asdict(data) | asdict(training)
-    for name in MAY_CHANGE:
-        del lasting[name]
-    # Fewer workers than asked for may have shards to read.
-    return lasting | {"num_workers": stream.num_workers, "processes": run.accelerator.num_processes}
-
-
-def resume(run: Run, stream: ViewStream, settings: Settings, output: Path) -> None:
-    """Loads the checkpoint that the settings name, if any, into the run and the stream."""
-    path = checkpoint.find(run.settings.resume, output / "checkpoints")
-    if path is None:
-        return
-    state = checkpoint.load(path)
-    then, now = state["lasting_settings"], lasting_settings(run, stream, settings)
-    changed = [name for name in now if then.get(name) != now[name]]
-    if changed:
-        raise SystemExit(
-            f"{path} was written with {', '.join(f'{name}={then.get(name)}' for name in changed)}, and this run has "
-            f"{', '.join(f'{name}={now[name]}' for name in changed)}; to go on these must stay the same. Use the "
-            "checkpoint's settings, another --output_dir, or start anew with --resume none."
-        )
-    run.accelerator.unwrap_model(run.student).load_state_dict(state["student"])
-    run.teacher.load_state_dict(state["teacher"])
-    run.loss.load_state_dict(state["loss"])
-    run.optimizer.load_state_dict(state["optimizer"])
-    run.step, run.seconds = state["step"], state["seconds"]
-    own = state["ranks"][run.accelerator.process_index]
-    run.broken_images = own["broken_images"]
-    torch.set_rng_state(own["generator"])
-    if torch.cuda.is_available() and "cuda_generator" in own:
-        torch.cuda.set_rng_state(own["cuda_generator"])
-    stream.positions = own["positions"]
-    run.accelerator.print(f"Going on from {path} at step {run.step}.")
-
-
-def export(run: Run, settings: Settings, folder: Path) -> None:
-    """Writes the teacher as a RatsForPartSegmentation folder with its processor and a record of the training.
-
-    What else is in the folder stays: a card in which a person may have written, and its pictures.
-    """
-    model_settings, data_settings, training_settings = settings
-    config = RatsConfig(**asdict(model_settings), image_size=data_settings.global_crop_size)
-    model = RatsForPartSegmentation(config)
-    model.rats.load_state_dict(run.teacher.model.rats.state_dict())
-    side = training_settings.export_image_size or data_settings.global_crop_size
-    record = {
-        "settings": {**asdict(model_settings), **asdict(data_settings), **asdict(training_settings)},
-        "steps": run.step,
-        "images_seen": run.step * training_settings.batch_size,
-        "seconds": round(run.seconds, 1),
-        "device": device_name(run.accelerator.device),
-        "processes": run.accelerator.num_processes,
-        "mixed_precision": run.accelerator.mixed_precision,
-        "versions": {name: version(name) for name in ("modeling-rats", "torch", "transformers", "accelerate", "datasets")},
-    }
-    temporary = folder.with_name(f".{folder.name}")
-    shutil.rmtree(temporary, ignore_errors=True)
-    model.save_pretrained(temporary)
-    RatsImageProcessor(size={"height": side, "width": side}).save_pretrained(temporary)
-    (temporary / "training.json").write_text(json.dumps(record, indent=1) + "\n")
-    folder.mkdir(exist_ok=True)
-    for file in temporary.iterdir():
-        os.replace(file, folder / file.name)
-    temporary.rmdir()
-
-
-def device_name(device: torch.device) -> str:
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return f"CPU, {torch.get_num_threads()} threads" if device.type == "cpu" else str(device)
 
 
 if __name__ == "__main__":
