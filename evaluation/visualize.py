@@ -11,6 +11,7 @@ from itertools import islice
 from pathlib import Path
 
 from PIL import Image, ImageOps
+from transformers.utils.logging import disable_progress_bar
 
 from evaluation.data_sets import decode_image, open_images
 from evaluation.segmenters import ImageBatch, load_rats, rats_segmenter
@@ -62,6 +63,8 @@ def run(arguments: Sequence[str] | None = None) -> list[Path]:
         parser.error("name either image files or a --dataset.")
     if len({path.stem for path in given.images}) < len(given.images):
         parser.error("two images have the same name, and their pictures would too; draw them into different folders.")
+    if not sys.stderr.isatty():
+        disable_progress_bar()  # of transformers, which shows one for loading weights anywhere
     segment = rats_segmenter(*load_rats(given.model), given.image_size)
     if given.images:
         images = _read_files(given.images)
