@@ -184,7 +184,7 @@ def run(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     rows = open_mask_dataset(options.dataset, options.config, options.split, options.image_column, options.mask_column)
     if options.quiet or not sys.stderr.isatty():
         disable_progress_bar()  # of transformers, which shows one for loading weights anywhere
-    model, processor = load_rats(options.model, options.revision)
+    model, processor = load_rats(options.model, options.revision, options.part_layer)
     segmenters = competitors(model, processor, options.untrained, options.baselines, options.seed, options.image_size)
     samples = read_mask_samples(rows, options.image_column, options.mask_column, options.ignore_label, options.limit)
     shown_samples = tqdm(
@@ -265,6 +265,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--mask_column", default="mask")
     parser.add_argument("--ignore_label", type=int, help="true label whose pixels do not count")
     parser.add_argument("--image_size", type=_positive, metavar="PX", help="side of the input; default: the processor's")
+    parser.add_argument("--part_layer", type=int, metavar="L", help="hidden state to read parts from; default: the model's")
     parser.add_argument("--batch_size", type=_positive, default=8)
     parser.add_argument("--limit", type=_positive, metavar="N", help="score the first N images only")
     parser.add_argument("--untrained", action="store_true", help="score the same model with fresh weights as well")

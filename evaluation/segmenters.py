@@ -31,10 +31,11 @@ class ImageBatch(NamedTuple):
 Segmenter = Callable[[ImageBatch], list[np.ndarray]]  # one (height, width) integer label map an image
 
 
-def load_rats(model: str, revision: str = "main") -> tuple[RatsForPartSegmentation, Any]:
+def load_rats(model: str, revision: str = "main", part_layer: int | None = None) -> tuple[RatsForPartSegmentation, Any]:
     """Load a RATS model for part segmentation and its image processor, from a folder or the Hub.
 
-    Any RATS checkpoint will do: part maps need only the backbone.
+    Any RATS checkpoint will do: part maps need only the backbone. `part_layer` reads them from another layer than the
+    model's own (`RatsConfig.part_layer`).
 
     Raises:
         FileNotFoundError: if there is no such folder or repository.
@@ -56,6 +57,9 @@ def load_rats(model: str, revision: str = "main") -> tuple[RatsForPartSegmentati
         tuple[RatsForPartSegmentation, dict],
         RatsForPartSegmentation.from_pretrained(model, revision=revision, output_loading_info=True),
     )
+    if part_layer is not None:
+        loaded.config.part_layer = part_layer
+        loaded.config.validate_sizes()  # setting a field checks its type alone
     missing = sorted(name for name in info["missing_keys"] if not name.startswith("classifier."))
     if missing:
         raise ValueError(

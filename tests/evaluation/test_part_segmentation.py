@@ -125,6 +125,14 @@ def test_the_same_command_gives_the_same_scores_whatever_the_batches(model_folde
     assert one_by_one["model"] == pytest.approx(first["model"], abs=1)  # rounding may hand a patch to another register
 
 
+def test_parts_can_be_read_from_another_layer(model_folder, data_folder):
+    last, first = run(model_folder, data_folder), run(model_folder, data_folder, "--part_layer", "1")
+    assert (last["model_config"]["part_layer"], first["model_config"]["part_layer"]) == (-1, 1)
+    assert first["scores"]["model"] != last["scores"]["model"]
+    with pytest.raises(SystemExit, match="part_layer=9 must index"):
+        run(model_folder, data_folder, "--part_layer", "9")
+
+
 def test_scores_are_those_of_the_register_maps_at_the_size_of_the_mask(model_folder, data_folder):
     model, processor = load_rats(model_folder)
     seen = []
