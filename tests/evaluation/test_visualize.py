@@ -6,23 +6,14 @@ import torch
 from PIL import Image
 
 from evaluation.visualize import main
-from modeling_rats import RatsConfig, RatsForPartSegmentation, RatsImageProcessor
+from modeling_rats import RatsForPartSegmentation, RatsImageProcessor
 
 
 @pytest.fixture(scope="module")
-def model_folder(tmp_path_factory):
+def model_folder(make_config, tmp_path_factory):
     folder = tmp_path_factory.mktemp("model")
     torch.manual_seed(0)
-    config = RatsConfig(
-        hidden_size=16,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        intermediate_size=32,
-        num_registers=4,
-        patch_size=8,
-        image_size=32,
-    )
-    RatsForPartSegmentation(config).save_pretrained(folder)
+    RatsForPartSegmentation(make_config()).save_pretrained(folder)
     RatsImageProcessor(size={"height": 32, "width": 32}).save_pretrained(folder)
     return str(folder)
 
