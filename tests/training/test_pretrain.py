@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from accelerate.state import AcceleratorState
 from PIL import Image
 from transformers import AutoImageProcessor, AutoModel, AutoModelForSemanticSegmentation
 
@@ -322,6 +323,14 @@ def test_what_is_wrong_is_said(make_arguments, tmp_path, overrides, message):
     with pytest.raises(SystemExit, match=message):
         pretrain.main(make_arguments(tmp_path / "run", **overrides))
     assert not (tmp_path / "run" / "model").exists()
+
+
+def test_launch_configurations_that_the_loop_does_not_know_are_refused(make_arguments, tmp_path, monkeypatch):
+    AcceleratorState._reset_state(reset_partial_state=True)
+    monkeypatch.setenv("ACCELERATE_DYNAMO_BACKEND", "INDUCTOR")
+    with pytest.raises(SystemExit, match=r"dynamo INDUCTOR; .* --dynamo_backend no"):
+        pretrain.main(make_arguments(tmp_path))
+    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 # Steps
