@@ -1,7 +1,8 @@
 """Textures and colours of the synthetic data set.
 
 A texture is a small grey tile; a part type prefers the same one everywhere, while the two colours that it runs between
-are drawn anew from a palette which all parts and the background share. So structure tells a part, colour does not.
+are drawn anew from a palette which all parts share, and the background as far as the difficulty lets it. So structure
+tells a part, colour does not.
 Tiles are made once per process; drawing a texture is one affine warp and one table look-up. Lengths are in image
 widths, so that a picture looks alike at every size.
 """

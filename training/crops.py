@@ -1,7 +1,7 @@
 """Multi-crop augmentation (arXiv 2006.09882) as DINO composes it (dino/main_dino.py, DataAugmentationDINO).
 
 Images and views are uint8, (height, width, 3); normalisation happens on the training device. PIL cuts and resizes, since
-its bicubic filter antialiases; OpenCV changes colours and blurs, within half a level of PIL's on average.
+its bicubic filter antialiases; OpenCV changes colours and blurs (the tests bound how far from PIL).
 """
 
 import math

@@ -26,7 +26,7 @@ class DinoLoss(nn.Module):
 
     The targets are centred by an exponential moving average of the teacher's logits over all ranks (DINO), updated after
     the loss, or balanced by three iterations of Sinkhorn-Knopp (SwAV; DINOv2 calls the setting `centering`), which has no
-    state and suits small batches better.
+    state.
 
     Args:
         num_prototypes: K.
