@@ -8,6 +8,8 @@ from datasets.exceptions import DatasetsError
 from datasets.inspect import SplitsNotFoundError
 from huggingface_hub.errors import HFValidationError
 
+from modeling_rats.image_processing_rats import rgb_image
+
 # Among the OSErrors: datasets' kinds of FileNotFoundError, and ConnectionError without a network.
 _NOT_FOUND = (OSError, DatasetsError, SplitsNotFoundError, HFValidationError)
 _FILE_BUILDERS = {".parquet": "parquet", ".tar": "webdataset", ".arrow": "arrow"}
@@ -81,8 +83,8 @@ def open_images(dataset: str, config: str | None, split: str, image_column: str 
 
 
 def decode_image(image: dict) -> PIL.Image.Image:
-    """An undecoded row of `datasets.Image` (bytes or path) as an RGB image, EXIF rotation applied."""
-    return Image().decode_example(image).convert("RGB")
+    """An undecoded row of `datasets.Image` (bytes or path) as `rgb_image` gives it to models: RGB, upright."""
+    return rgb_image(Image().decode_example(image))
 
 
 def _open_file(path: Path) -> IterableDataset:

@@ -1,16 +1,59 @@
-"""Images in, pixel values out, and model outputs back to part maps at image size."""
+"""Images in, pixel values out, and model outputs back to part maps at image size.
+
+Works without torchvision, but for `RatsImageProcessor` itself; `RatsImageProcessorPil` is its twin without it.
+"""
 
 import math
+import operator
+import os
 from typing import Any
 
+import numpy as np
+import PIL.ExifTags
+import PIL.Image
+import PIL.ImageOps
 import torch
 from transformers.image_processing_backends import TorchvisionBackend
-from transformers.image_processing_utils import BatchFeature
-from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, PILImageResampling, SizeDict
+from transformers.image_processing_utils import BaseImageProcessor, BatchFeature
+from transformers.image_utils import (
+    IMAGENET_DEFAULT_MEAN,
+    IMAGENET_DEFAULT_STD,
+    ChannelDimension,
+    PILImageResampling,
+    SizeDict,
+    load_image,
+    make_flat_list_of_images,
+)
 from transformers.processing_utils import ImagesKwargs
 from transformers.utils import auto_docstring
 
-from .part_maps import part_map, part_segments
+from .part_maps import segment_parts, strongest_map, upsample
+from .remote_code import AUTO_MAP
+
+
+def rgb_image(image: PIL.Image.Image) -> PIL.Image.Image:
+    """An image of any mode as RGB, upright.
+
+    - EXIF orientation is applied: the result has the size of the image as it is displayed.
+    - Transparency (an alpha channel, or a transparent colour of a palette) is laid on white, as `convert_to_rgb` of
+      transformers does.
+    - 16-bit grey ("I;16") is scaled from 0..65535 to 0..255, where PIL would clip all above 255 to white.
+    - 32-bit integers ("I") are 8-bit levels if none is above 255, else 16-bit ones; what lies outside is clipped.
+    - Floats ("F") are 0..1 if none is above 1, else 8-bit levels; what lies outside is clipped.
+    - All other modes are converted by PIL.
+
+    Raises:
+        ValueError: If pixels are nan or infinite.
+    """
+    image = _upright(image)
+    if image.mode == "F" or image.mode.startswith("I"):
+        return PIL.Image.fromarray(_eight_bit_levels(image)).convert("RGB")
+    if image.mode in ("La", "RGBa"):  # premultiplied
+        image = image.convert("LA" if image.mode == "La" else "RGBA")
+    if "A" in image.getbands() or image.info.get("transparency") is not None:
+        white = PIL.Image.new("RGBA", image.size, "white")
+        image = PIL.Image.alpha_composite(white, image.convert("RGBA"))
+    return image.convert("RGB")
 
 
 class RatsImageProcessorKwargs(ImagesKwargs, total=False):
@@ -23,9 +66,14 @@ class RatsImageProcessorKwargs(ImagesKwargs, total=False):
     ensure_multiple_of: int | None
 
 
-@auto_docstring
-class RatsImageProcessor(TorchvisionBackend):
-    valid_kwargs = RatsImageProcessorKwargs
+class RatsImageProcessorMixin(BaseImageProcessor):
+    """What both processors share: all but the arithmetic on pixels.
+
+    PIL images of any mode become RGB by `rgb_image`, so maps belong to the image as it is displayed. Arrays and tensors have
+    1, 3 or 4 channels, first or last, are uint8 or are taken as float32, and hold 0..255 unless `do_rescale=False`. Of two
+    readings of a shape, 3 channels come before 4 before 1, and channels first before last; `input_data_format` decides.
+    """
+
     resample = PILImageResampling.BICUBIC
     image_mean = IMAGENET_DEFAULT_MEAN
     image_std = IMAGENET_DEFAULT_STD
@@ -36,9 +84,65 @@ class RatsImageProcessor(TorchvisionBackend):
     do_convert_rgb = True
     ensure_multiple_of = None
 
-    def _preprocess(  # type: ignore[override]  # transformers' processors take their own options here
+    def to_dict(self) -> dict[str, Any]:
+        """As the parent's; a saved file names both backends, for those who load it without this package."""
+        fields = super().to_dict()
+        if "auto_map" in fields:  # set by transformers on saving, to this class alone
+            fields["auto_map"] = {"AutoImageProcessor": AUTO_MAP["AutoImageProcessor"]}
+        return fields
+
+    def fetch_images(self, image_url_or_urls: Any) -> Any:
+        """Open files and URLs by PIL, whichever the backend: torchvision's decoders know fewer modes."""
+        if isinstance(image_url_or_urls, list | tuple):
+            return [self.fetch_images(one) for one in image_url_or_urls]
+        if isinstance(image_url_or_urls, str):
+            is_file = os.path.isfile(image_url_or_urls)
+            return PIL.Image.open(image_url_or_urls) if is_file else load_image(image_url_or_urls)
+        return super().fetch_images(image_url_or_urls)
+
+    def _prepare_images_structure(self, images: Any, expected_ndims: int = 3) -> Any:
+        images = self.fetch_images(images)
+        try:
+            flat = make_flat_list_of_images(images, expected_ndims=expected_ndims)
+        except ValueError as error:
+            first = images[0] if isinstance(images, list) else images
+            raise ValueError(
+                f"images cannot be read as images (the first is a {type(first).__name__} of shape "
+                f"{tuple(getattr(first, 'shape', ()))}); give PIL images, arrays or tensors, each (height, width, channels) "
+                "or (channels, height, width), one or a list or a batch of them."
+            ) from error
+        if not flat:
+            raise ValueError("images is empty; give at least one image.")
+        return flat
+
+    def _prepare_image_like_inputs(self, images: Any, *args, expected_ndims: int = 3, **kwargs) -> list:
+        prepared = []
+        for index, image in enumerate(self._prepare_images_structure(images, expected_ndims=expected_ndims)):
+            try:
+                prepared.append(self.process_image(image, *args, **kwargs))
+            except ValueError as error:
+                raise ValueError(f"images[{index}]: {error}") from error
+        return prepared
+
+    def process_image(
         self,
-        images: list[torch.Tensor],
+        image: Any,
+        do_convert_rgb: bool | None = None,
+        input_data_format: str | ChannelDimension | None = None,
+        **kwargs,
+    ) -> Any:
+        """One image as (channels, height, width), an array or a tensor as the backend needs it."""
+        if isinstance(image, PIL.Image.Image):
+            _check_sides(image.height, image.width)
+            image = rgb_image(image) if do_convert_rgb else _upright(image)
+        else:
+            input_data_format = _data_format(image.shape, do_convert_rgb, input_data_format)
+            image = _bytes_or_floats(image)
+        return super().process_image(image, do_convert_rgb=do_convert_rgb, input_data_format=input_data_format, **kwargs)
+
+    def _preprocess(
+        self,
+        images: list,
         do_resize: bool,
         size: SizeDict,
         resample: PILImageResampling | int | None,
@@ -47,57 +151,184 @@ class RatsImageProcessor(TorchvisionBackend):
     ) -> BatchFeature:
         if do_resize and ensure_multiple_of is not None:
             target_sizes = [_size_of_same_area(image.shape[-2], image.shape[-1], size, ensure_multiple_of) for image in images]
-            images = [self.resize(image, target, resample) for image, target in zip(images, target_sizes, strict=True)]
+            images = [self.resize(image, target, resample) for image, target in zip(images, target_sizes, strict=True)]  # type: ignore[attr-defined]
             do_resize = False
         return super()._preprocess(images, do_resize=do_resize, size=size, resample=resample, **kwargs)
 
-    def post_process_part_segmentation(self, outputs: Any, target_sizes: list[tuple[int, int]] | None = None) -> list[dict]:
+    def post_process_part_segmentation(
+        self,
+        outputs: Any,
+        target_sizes: list[tuple[int, int]] | torch.Tensor | None = None,
+        *,
+        threshold: float | None = None,
+        mask_threshold: float | None = None,
+        merge_threshold: float | None = None,
+        min_area: int = 0,
+        upsample_similarities: bool = False,
+    ) -> list[dict]:
         """Part maps of [`RatsForPartSegmentation`] outputs: each patch goes to its most similar register.
+
+        That is the paper's rule and the default. The options apply in this order, so that all of their promises hold of
+        the result: `merge_threshold`, assignment of patches or pixels, `mask_threshold`, `min_area`, `threshold`.
 
         Args:
             outputs: `RatsPartSegmentationOutput` with `similarities`, (batch_size, num_registers, rows, columns).
-            target_sizes: Height and width in pixels of each map, usually of the original image; the patch grid when None.
+            target_sizes: Height and width in pixels of each map, usually of the original image (as it is displayed: see
+                `rgb_image`); the patch grid when None. A list of pairs, or integers, (batch_size, 2).
+            threshold: A part whose score is lower is dropped; its pixels become -1. In [-1, 1].
+            mask_threshold: A pixel whose highest similarity is lower belongs to no part and becomes -1. In [-1, 1].
+            merge_threshold: Registers whose similarities over the patches correlate (Pearson) by as much or more become one
+                part. Of the registers that won patches, from the most patches won to the fewest (ties: the lower index
+                first), each joins the first kept one with which it does, or is kept; it is compared with kept ones alone,
+                so nothing chains. The part bears the index of the kept one. In [-1, 1].
+            min_area: A part of fewer pixels gives them to the most similar of the registers whose parts are large enough
+                (whose scores then count them), or if there is none to no part. In pixels of the map.
+            upsample_similarities: Upsample the similarities bilinearly to the target size and assign pixels, which gives
+                smooth borders where the paper's patches give blocks. Without target sizes it changes nothing.
 
         Returns:
-            A dict per image: `segmentation`, register indices, int64, (height, width), and `segments_info`, a dict for each
-            register that won a pixel (`id`, `register`, `score`, `area`, `box`: see `part_maps.part_segments`).
+            A dict per image: `segmentation`, register indices, -1 for no part, int64, (height, width); and `segments_info`,
+            a dict for each part in it, most pixels first: `id` and `register` (its index), `registers` (those merged into
+            it, itself first), `head` (the attention head that owns the register, None if the outputs do not tell in
+            `register_heads`), `score` (mean similarity over the patches it won, over pixels if these are assigned; of the
+            most similar of its registers if several were merged), `area` in pixels, `box` [x0, y0, x1, y1] in pixels, x1
+            and y1 exclusive.
 
         Raises:
-            ValueError: If the number of target sizes is not the batch size.
+            ValueError: If the outputs have no similarities, the target sizes are not a pair of positive integers for each
+                image, a threshold is out of range, or `min_area` is negative.
         """
-        similarities = outputs.similarities
-        sizes = _checked_sizes(target_sizes, len(similarities))
-        maps = [part_map(one, size) for one, size in zip(similarities, sizes, strict=True)]
-        return [
-            {"segmentation": segmentation, "segments_info": part_segments(segmentation, one)}
-            for segmentation, one in zip(maps, similarities, strict=True)
-        ]
+        similarities = _field(outputs, "similarities")
+        for name, value in {
+            "threshold": threshold,
+            "mask_threshold": mask_threshold,
+            "merge_threshold": merge_threshold,
+        }.items():
+            if value is not None and not -1 <= value <= 1:
+                raise ValueError(f"{name}={value} must lie in [-1, 1], as cosines and correlations do; None leaves it out.")
+        if min_area < 0:
+            raise ValueError(f"min_area={min_area} must be 0 or more pixels; 0 keeps parts of any size.")
+        register_heads = getattr(outputs, "register_heads", None)
+        results = []
+        for index, size in enumerate(_checked_sizes(target_sizes, len(similarities))):
+            segmentation, segments = segment_parts(
+                similarities[index],
+                size,
+                threshold=threshold,
+                mask_threshold=mask_threshold,
+                merge_threshold=merge_threshold,
+                min_area=min_area,
+                upsample_similarities=upsample_similarities,
+                register_heads=None if register_heads is None else register_heads[index],
+            )
+            results.append({"segmentation": segmentation, "segments_info": segments})
+        return results
 
     def post_process_semantic_segmentation(
-        self, outputs: Any, target_sizes: list[tuple[int, int]] | None = None
-    ) -> list[torch.Tensor]:
+        self,
+        outputs: Any,
+        target_sizes: list[tuple[int, int]] | torch.Tensor | None = None,
+        return_segmentation_scores: bool = False,
+    ) -> list[torch.Tensor] | list[BatchFeature]:
         """Label maps of the outputs' `logits`, upsampled bilinearly to the target sizes before the argmax.
 
         Args:
             outputs: `RatsPartSegmentationOutput` with `logits`, (batch_size, num_labels, rows, columns).
             target_sizes: Height and width in pixels of each map; the patch grid when None.
+            return_segmentation_scores: Return the upsampled logits too, as other processors of transformers do.
 
         Returns:
-            Label indices, int64, (height, width), per image.
+            Label indices, int64, (height, width), per image; with `return_segmentation_scores` a `BatchFeature` of
+            `segmentation`, the same, and `segmentation_scores`, (num_labels, height, width).
 
         Raises:
-            ValueError: If the number of target sizes is not the batch size.
+            ValueError: If the outputs have no logits, or the target sizes are not a pair of positive integers for each image.
         """
-        maps = []
-        for logits, size in zip(outputs.logits, _checked_sizes(target_sizes, len(outputs.logits)), strict=True):
-            if size is not None:
-                logits = torch.nn.functional.interpolate(logits[None].float(), size=size, mode="bilinear")[0]
-            maps.append(logits.argmax(dim=0))
-        return maps
+        logits = _field(outputs, "logits")
+        sizes = _checked_sizes(target_sizes, len(logits))
+        if not return_segmentation_scores:
+            return [strongest_map(one, size)[1] for one, size in zip(logits, sizes, strict=True)]
+        scores = [one if size is None else upsample(one, size) for one, size in zip(logits, sizes, strict=True)]
+        return [BatchFeature(data={"segmentation": one.argmax(dim=0), "segmentation_scores": one}) for one in scores]
+
+
+@auto_docstring
+class RatsImageProcessor(RatsImageProcessorMixin, TorchvisionBackend):  # type: ignore[misc]  # its backend spells options out
+    valid_kwargs = RatsImageProcessorKwargs
+
+
+def _upright(image: PIL.Image.Image) -> PIL.Image.Image:
+    image.load()  # so that what fails below is EXIF alone, not the image
+    try:
+        orientation = image.getexif().get(PIL.ExifTags.Base.Orientation, 1)
+    except Exception:  # broken EXIF, for which Pillow has many errors, tells no orientation
+        return image
+    return image if orientation == 1 else PIL.ImageOps.exif_transpose(image)
+
+
+def _eight_bit_levels(image: PIL.Image.Image) -> np.ndarray:
+    """The grey levels of a mode that PIL would clip to 0..255 (see `rgb_image`), uint8, (height, width)."""
+    levels = np.asarray(image).astype(np.float64)
+    if not np.isfinite(levels).all():
+        raise ValueError('the image of mode "F" has pixels that are nan or infinite; replace them, e.g. by numpy.nan_to_num.')
+    highest = levels.max(initial=0)
+    if image.mode == "F":
+        full = 1 if highest <= 1 else 255
+    else:
+        full = 255 if image.mode == "I" and highest <= 255 else 65535
+    return (levels.clip(0, full) * (255 / full)).round().astype(np.uint8)
+
+
+def _check_sides(height: int, width: int) -> None:
+    if not (height and width):
+        raise ValueError(f"the image is {height} x {width} (height x width); each side must be at least one pixel.")
+
+
+def _data_format(
+    shape: tuple[int, ...], do_convert_rgb: bool | None, input_data_format: str | ChannelDimension | None
+) -> ChannelDimension:
+    """Which axis of an array holds the channels (see `RatsImageProcessorMixin`)."""
+    shape = tuple(shape)
+    if len(shape) != 3:
+        raise ValueError(f"an array of shape {shape} must be (height, width, channels) or (channels, height, width).")
+    axes = {ChannelDimension.FIRST: 0, ChannelDimension.LAST: 2}
+    if input_data_format is None:
+        readings = [layout for channels in (3, 4, 1) for layout, axis in axes.items() if shape[axis] == channels]
+        if not readings:
+            raise ValueError(
+                f"an array of shape {shape} must have 1, 3 or 4 channels, first or last; for other numbers give "
+                'do_convert_rgb=False and input_data_format="channels_first" or "channels_last".'
+            )
+        layout = readings[0]
+    else:
+        layout = ChannelDimension(input_data_format)
+    if do_convert_rgb and shape[axes[layout]] not in (1, 3, 4):
+        raise ValueError(
+            f"an array of shape {shape} has {shape[axes[layout]]} channels ({layout.value}); 1, 3 or 4 can be converted to "
+            "RGB. Give do_convert_rgb=False to keep them."
+        )
+    _check_sides(*(shape[1:] if layout == ChannelDimension.FIRST else shape[:2]))
+    return layout
+
+
+def _bytes_or_floats(image: np.ndarray | torch.Tensor) -> np.ndarray | torch.Tensor:
+    """uint8 as it is, all else as float32: each backend would resize other integers in its own way, one of them wrongly."""
+    pixels: np.ndarray | torch.Tensor
+    if isinstance(image, torch.Tensor):
+        is_bytes = image.dtype == torch.uint8
+        pixels = image if is_bytes else image.float()
+    else:
+        is_bytes = image.dtype == np.uint8
+        pixels = np.ascontiguousarray(image, dtype=np.uint8 if is_bytes else np.float32)  # torch takes no negative strides
+    if not is_bytes and not (math.isfinite(pixels.min()) and math.isfinite(pixels.max())):
+        raise ValueError("the image has pixels that are nan or infinite; replace them, e.g. by torch.nan_to_num.")
+    return pixels
 
 
 def _size_of_same_area(height: int, width: int, size: SizeDict, multiple: int) -> SizeDict:
     """About the area of `size` in the image's aspect ratio, each side a multiple of `multiple` and at least one."""
+    if multiple < 1:
+        raise ValueError(f"ensure_multiple_of={multiple} must be at least 1; it is the model's patch size, or None.")
     if not (size.height and size.width):
         raise ValueError(
             f"size={size} must have height and width where ensure_multiple_of={multiple} is set: the image gets about their "
@@ -108,14 +339,34 @@ def _size_of_same_area(height: int, width: int, size: SizeDict, multiple: int) -
     return SizeDict(height=sides[0], width=sides[1])
 
 
-def _checked_sizes(target_sizes: list[tuple[int, int]] | None, batch_size: int) -> list[tuple[int, int] | None]:
+def _field(outputs: Any, name: str) -> Any:
+    """A field of model outputs that post-processing cannot do without."""
+    if getattr(outputs, name, None) is None:
+        raise ValueError(
+            f"{type(outputs).__name__} has no {name}; post-processing reads the outputs of RatsForPartSegmentation "
+            "(loaded from the same checkpoint as any RATS model), called without return_dict=False."
+        )
+    return getattr(outputs, name)
+
+
+def _checked_sizes(target_sizes: Any, batch_size: int) -> list[tuple[int, int] | None]:
     if target_sizes is None:
         return [None] * batch_size
     if len(target_sizes) != batch_size:
         raise ValueError(
             f"target_sizes has {len(target_sizes)} entries for a batch of {batch_size}; give one (height, width) per image."
         )
-    return [(int(height), int(width)) for height, width in target_sizes]
+    return [_checked_size(size, index) for index, size in enumerate(target_sizes)]
 
 
-__all__ = ["RatsImageProcessor", "RatsImageProcessorKwargs"]
+def _checked_size(size: Any, index: int) -> tuple[int, int]:
+    try:
+        height, width = (operator.index(side) for side in size)
+    except (TypeError, ValueError):
+        height = width = 0
+    if min(height, width) < 1:
+        raise ValueError(f"target_sizes[{index}]={size} must be two positive integers, height and width in pixels.")
+    return height, width
+
+
+__all__ = ["RatsImageProcessor", "RatsImageProcessorKwargs", "RatsImageProcessorMixin", "rgb_image"]

@@ -38,7 +38,7 @@ def draw_part_map(image: Image.Image, segmentation: np.ndarray | torch.Tensor, a
     Args:
         image: any PIL image; the picture has its size.
         segmentation: (height, width) integers, the register of each pixel; negative ids are unassigned and stay
-            uncoloured. Another size than the image's is brought to it (nearest neighbour).
+            as they are. Another size than the image's is brought to it (nearest neighbour).
         alpha: opacity of the colours, from 0 (the image alone) to 1 (the colours alone).
 
     Returns:
@@ -62,7 +62,7 @@ def draw_part_map(image: Image.Image, segmentation: np.ndarray | torch.Tensor, a
     if assigned.any():
         colors = register_colors(int(segments.max()) + 1)
         pixels[assigned] = (1.0 - alpha) * pixels[assigned] + alpha * colors[segments[assigned]]
-    borders = _borders(segments)
+    borders = _borders(segments) & assigned
     pixels[borders] = (1.0 - BORDER_OPACITY) * pixels[borders] + BORDER_OPACITY * 255
     return Image.fromarray(pixels.round().astype(np.uint8))
 

@@ -36,6 +36,8 @@ def test_part_map_blends_colours_and_leaves_unassigned_pixels_alone():
     assert np.abs(picture[:, :2] - expected).max() <= 1
     assert (picture[:, 3:] == 100).all()
     assert (picture[:, 2] > 100).all()  # the border, lighter than either side
+    mirrored = np.asarray(draw_part_map(image, segmentation[:, ::-1], alpha=0.5))
+    assert (mirrored[:, :3] == 100).all()  # a border there would change an unassigned pixel
 
 
 def test_alpha_zero_changes_borders_only():
