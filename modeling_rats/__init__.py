@@ -1,41 +1,84 @@
 """RATS, Register Attention Transformers (arXiv 2606.14701), for transformers. Importing it registers the Auto classes."""
 
 from transformers import (
+    AutoBackbone,
     AutoConfig,
     AutoImageProcessor,
     AutoModel,
+    AutoModelForImageClassification,
     AutoModelForImageSegmentation,
     AutoModelForPreTraining,
     AutoModelForSemanticSegmentation,
 )
+from transformers.pipelines import PIPELINE_REGISTRY
 
 from .configuration_rats import RatsConfig
+from .image_processing_pil_rats import RatsImageProcessorPil
 from .image_processing_rats import RatsImageProcessor
 from .modeling_rats import (
+    RatsBackbone,
+    RatsBackboneOutput,
+    RatsForImageClassification,
     RatsForPartSegmentation,
     RatsForPreTraining,
     RatsForPreTrainingOutput,
+    RatsImageClassifierOutput,
     RatsModel,
+    RatsModelOutput,
     RatsPartSegmentationOutput,
     RatsPreTrainedModel,
 )
+from .pipeline_rats import PartSegmentationPipeline
 from .version import __version__
+from .warm_start_rats import WarmStartReport, load_vit_weights, warm_start
 
-AutoConfig.register("rats", RatsConfig, exist_ok=True)
-AutoModel.register(RatsConfig, RatsModel, exist_ok=True)
-AutoModelForPreTraining.register(RatsConfig, RatsForPreTraining, exist_ok=True)
-AutoModelForSemanticSegmentation.register(RatsConfig, RatsForPartSegmentation, exist_ok=True)
-AutoModelForImageSegmentation.register(RatsConfig, RatsForPartSegmentation, exist_ok=True)
-AutoImageProcessor.register(RatsConfig, image_processor_classes={"torchvision": RatsImageProcessor}, exist_ok=True)
+
+def _register() -> None:
+    """Tell transformers which classes are RATS, and each class to lay its code beside what it saves (remote_code.py)."""
+    AutoConfig.register("rats", RatsConfig, exist_ok=True)
+    RatsConfig.register_for_auto_class()
+    for auto_class, model_class in (
+        (AutoModel, RatsModel),
+        (AutoBackbone, RatsBackbone),
+        (AutoModelForPreTraining, RatsForPreTraining),
+        (AutoModelForImageClassification, RatsForImageClassification),
+        (AutoModelForSemanticSegmentation, RatsForPartSegmentation),
+        (AutoModelForImageSegmentation, RatsForPartSegmentation),
+    ):
+        auto_class.register(RatsConfig, model_class, exist_ok=True)
+        model_class.register_for_auto_class(auto_class)
+    processors: dict[str, type] = {"torchvision": RatsImageProcessor, "pil": RatsImageProcessorPil}
+    AutoImageProcessor.register(RatsConfig, image_processor_classes=processors, exist_ok=True)
+    RatsImageProcessor.register_for_auto_class()
+    RatsImageProcessorPil.register_for_auto_class()
+    PIPELINE_REGISTRY.register_pipeline(
+        "part-segmentation",
+        pipeline_class=PartSegmentationPipeline,
+        pt_model=(AutoModelForSemanticSegmentation,),
+        type="image",
+    )
+
+
+_register()
 
 __all__ = [
+    "PartSegmentationPipeline",
+    "RatsBackbone",
+    "RatsBackboneOutput",
     "RatsConfig",
+    "RatsForImageClassification",
     "RatsForPartSegmentation",
     "RatsForPreTraining",
     "RatsForPreTrainingOutput",
+    "RatsImageClassifierOutput",
     "RatsImageProcessor",
+    "RatsImageProcessorPil",
     "RatsModel",
+    "RatsModelOutput",
     "RatsPartSegmentationOutput",
     "RatsPreTrainedModel",
+    "WarmStartReport",
     "__version__",
+    "load_vit_weights",
+    "warm_start",
 ]

@@ -1,17 +1,61 @@
+# Copyright (c) 2026 The RATS for Hugging Face authors. MIT licence.
 """Configuration of RATS (Register Attention Transformers, arXiv 2606.14701)."""
+
+import os
+from copy import deepcopy
 
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
+from transformers.backbone_utils import BackboneConfigMixin
 from transformers.utils import auto_docstring
 
+from .remote_code import AUTO_MAP, CUSTOM_PIPELINES, IS_REMOTE_CODE
 
-@auto_docstring(checkpoint="yangtiming/rats-vitb")
+
+@auto_docstring(
+    custom_intro="""
+    Configuration of a RATS model. The defaults are those of RATS-B/16 in the paper.
+
+    `yangtiming/rats-vitb` is the name that the authors announced for its weights, which they have not published. A field that
+    is assigned later is checked for its type alone; `config.validate_sizes()` checks that the fields fit each other.
+
+    As in every backbone configuration, `out_features=["stage3", "stage12"]` or `out_indices=[3, 12]` choose the stages that
+    [`RatsBackbone`] returns; 0 is `"stem"`, the embeddings.
+    """
+)
 @strict
-class RatsConfig(PreTrainedConfig):
+class RatsConfig(BackboneConfigMixin, PreTrainedConfig):
     r"""
+    hidden_size (`int`, *optional*, defaults to 768):
+        Width D of the tokens.
+    num_hidden_layers (`int`, *optional*, defaults to 12):
+        Number of blocks.
+    num_attention_heads (`int`, *optional*, defaults to 12):
+        Number H of attention heads, over which the registers are partitioned. Divides `hidden_size`.
+    intermediate_size (`int`, *optional*, defaults to 3072):
+        Width of the hidden layer of the MLP that registers and patches share.
     num_registers (`int`, *optional*, defaults to 192):
         Number N of register tokens that replace the class token. Divisible by `num_attention_heads`: head h owns the
         registers `h * n` to `h * n + n - 1`, with n = N / H (paper: RATS-B/16 has 192; RATS-S is assumed to have 96).
+    patch_size (`int` or pair of `int`, *optional*, defaults to 16):
+        Side of a patch, or its height and width, in pixels.
+    image_size (`int` or pair of `int`, *optional*, defaults to 224):
+        Side of the images, or their height and width, in pixels, for which the position embeddings are learned. For images of
+        another size they are interpolated.
+    num_channels (`int`, *optional*, defaults to 3):
+        Number of image channels.
+    hidden_act (`str`, *optional*, defaults to `"gelu"`):
+        Activation function of the MLP, by its name in transformers.
+    layer_norm_eps (`float`, *optional*, defaults to 1e-06):
+        Epsilon of the layer normalisations (1e-6 as in DINO; transformers' ViT has 1e-12).
+    qkv_bias (`bool`, *optional*, defaults to `True`):
+        Whether the query, key and value projections have biases.
+    drop_path_rate (`float`, *optional*, defaults to 0.0):
+        Probability that a sample skips a residual branch of the last block in training; it grows linearly from 0 in the first.
+    initializer_range (`float`, *optional*, defaults to 0.02):
+        Standard deviation of the truncated normal distribution that weights, registers and positions start from.
+    use_mask_token (`bool`, *optional*, defaults to `True`):
+        Whether the embeddings hold a mask token, for `bool_masked_pos`.
     partition_registers (`bool`, *optional*, defaults to `True`):
         Whether the registers are partitioned over the heads. `False` is the paper's ablation: every head holds all N
         registers, and the heads are concatenated.
@@ -20,8 +64,15 @@ class RatsConfig(PreTrainedConfig):
     part_layer (`int`, *optional*, defaults to -1):
         The layer whose register and patch tokens give the part similarities, as an index into `hidden_states`. The final
         LayerNorm is applied whichever it is; -1, the last layer, is the paper's choice.
-    use_mask_token (`bool`, *optional*, defaults to `True`):
-        Whether the embeddings hold a mask token, for `bool_masked_pos`.
+    semantic_loss_ignore_index (`int`, *optional*, defaults to 255):
+        Label of the pixels that do not count in the loss of [`RatsForPartSegmentation`].
+    apply_layernorm (`bool`, *optional*, defaults to `True`):
+        Whether [`RatsBackbone`] applies the final LayerNorm to every stage that it returns.
+    reshape_hidden_states (`bool`, *optional*, defaults to `True`):
+        Whether the feature maps of [`RatsBackbone`] are `(batch_size, hidden_size, rows, columns)`; if not, they are the patch
+        tokens, `(batch_size, num_patches, hidden_size)`.
+    return_registers (`bool`, *optional*, defaults to `False`):
+        Whether [`RatsBackbone`] returns the registers of each stage beside its feature map.
     num_prototypes (`int`, *optional*, defaults to 65536):
         Number K of prototypes of the DINO projection head of [`RatsForPreTraining`].
     head_hidden_size (`int`, *optional*, defaults to 2048):
@@ -60,6 +111,12 @@ class RatsConfig(PreTrainedConfig):
     partition_registers: bool = True
     communicate: bool = True
     part_layer: int = -1
+    semantic_loss_ignore_index: int = 255
+    _out_features: list[str] | None = None
+    _out_indices: list[int] | None = None
+    apply_layernorm: bool = True
+    reshape_hidden_states: bool = True
+    return_registers: bool = False
     num_prototypes: int = 65536
     head_hidden_size: int = 2048
     head_bottleneck_size: int = 256
@@ -71,7 +128,22 @@ class RatsConfig(PreTrainedConfig):
             # Each register is its own class, however many registers a saved configuration had.
             self.id2label = dict(enumerate(_register_labels(self.num_registers)))
             self.label2id = {label: register for register, label in self.id2label.items()}
+        self.stage_names = ["stem", *(f"stage{layer}" for layer in range(1, self.num_hidden_layers + 1))]
+        self.set_output_features_output_indices(
+            out_features=kwargs.pop("out_features", None), out_indices=kwargs.pop("out_indices", None)
+        )
+        if not IS_REMOTE_CODE:  # this package serves the Auto classes and the pipeline, and no copy of it needs to be trusted
+            kwargs = {name: value for name, value in kwargs.items() if name not in ("auto_map", "custom_pipelines")}
         super().__post_init__(**kwargs)
+
+    def save_pretrained(self, save_directory: str | os.PathLike, push_to_hub: bool = False, **kwargs) -> None:
+        """As the parent's; the file also says which code serves each Auto class, for those who have not installed it."""
+        self.auto_map, self.custom_pipelines = deepcopy(AUTO_MAP), deepcopy(CUSTOM_PIPELINES)
+        try:
+            super().save_pretrained(save_directory, push_to_hub=push_to_hub, **kwargs)
+        finally:
+            if not IS_REMOTE_CODE:
+                del self.auto_map, self.custom_pipelines
 
     @property
     def registers_are_labels(self) -> bool:

@@ -1,9 +1,10 @@
-"""RATS (Register Attention Transformers, arXiv 2606.14701): backbone, DINO pretraining and part segmentation.
+# Copyright (c) 2026 The RATS for Hugging Face authors. MIT licence.
+"""RATS (Register Attention Transformers, arXiv 2606.14701): model, backbone, and heads for DINO, parts and classes.
 
 B batch  L patches  N registers  H heads  n = N/H registers per head  D hidden  d = D/H head dim  K prototypes
 """
 
-from collections.abc import Mapping
+import warnings
 from dataclasses import dataclass
 
 import torch
@@ -11,16 +12,82 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.activations import ACT2FN
+from transformers.backbone_utils import BackboneMixin, filter_output_hidden_states
 from transformers.modeling_layers import GradientCheckpointingLayer
-from transformers.modeling_outputs import BaseModelOutput, BaseModelOutputWithPooling, ModelOutput
+from transformers.modeling_outputs import BackboneOutput, BaseModelOutputWithPooling, ImageClassifierOutput, ModelOutput
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.processing_utils import Unpack
-from transformers.utils import TransformersKwargs, auto_docstring
+from transformers.utils import TransformersKwargs, auto_docstring, logging
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
-from transformers.utils.output_capturing import capture_outputs
+from transformers.utils.output_capturing import OutputRecorder, capture_outputs, selected_hidden_states
 
 from .configuration_rats import RatsConfig
 from .part_maps import register_patch_similarities
 from .register_attention import RatsRegisterAttention
+
+logger = logging.get_logger(__name__)
+
+
+@auto_docstring(custom_intro="Output of [`RatsModel`].")
+@dataclass
+class RatsModelOutput(BaseModelOutputWithPooling):
+    r"""
+    last_hidden_state (`torch.FloatTensor` of shape `(batch_size, num_registers + num_patches, hidden_size)`):
+        Tokens after the final LayerNorm, registers first.
+    pooler_output (`torch.FloatTensor` of shape `(batch_size, hidden_size)`):
+        Mean over the registers of `last_hidden_state`.
+    attentions (`tuple(torch.FloatTensor)`, *optional*, returned when `output_attentions=True`):
+        Compress maps of each layer, `(batch_size, num_heads, num_registers_per_head, num_patches)`.
+    communicate_attentions (`tuple(torch.FloatTensor)`, *optional*, returned when `output_communicate_attentions=True`):
+        Communicate maps of each layer, `(batch_size, num_heads, num_registers_per_head, num_registers_per_head)`.
+    broadcast_attentions (`tuple(torch.FloatTensor)`, *optional*, returned when `output_broadcast_attentions=True`):
+        Broadcast maps of each layer, `(batch_size, num_heads, num_patches, num_registers_per_head)`.
+    """
+
+    communicate_attentions: tuple[torch.Tensor, ...] | None = None
+    broadcast_attentions: tuple[torch.Tensor, ...] | None = None
+
+
+@auto_docstring(custom_intro="Output of [`RatsBackbone`].")
+@dataclass
+class RatsBackboneOutput(BackboneOutput):
+    r"""
+    feature_maps (`tuple(torch.FloatTensor)`):
+        Patch tokens of each stage in `out_features`, `(batch_size, hidden_size, rows, columns)`, or
+        `(batch_size, num_patches, hidden_size)` with `reshape_hidden_states=False`.
+    registers (`tuple(torch.FloatTensor)`, *optional*, returned when `return_registers` is set in the configuration):
+        Register tokens of the same stages, `(batch_size, num_registers, hidden_size)`.
+    attentions (`tuple(torch.FloatTensor)`, *optional*, returned when `output_attentions=True`):
+        Compress maps of each layer, `(batch_size, num_heads, num_registers_per_head, num_patches)`.
+    communicate_attentions (`tuple(torch.FloatTensor)`, *optional*, returned when `output_communicate_attentions=True`):
+        Communicate maps of each layer, `(batch_size, num_heads, num_registers_per_head, num_registers_per_head)`.
+    broadcast_attentions (`tuple(torch.FloatTensor)`, *optional*, returned when `output_broadcast_attentions=True`):
+        Broadcast maps of each layer, `(batch_size, num_heads, num_patches, num_registers_per_head)`.
+    """
+
+    registers: tuple[torch.Tensor, ...] | None = None
+    communicate_attentions: tuple[torch.Tensor, ...] | None = None
+    broadcast_attentions: tuple[torch.Tensor, ...] | None = None
+
+
+@auto_docstring(custom_intro="Output of [`RatsForImageClassification`].")
+@dataclass
+class RatsImageClassifierOutput(ImageClassifierOutput):
+    r"""
+    loss (`torch.FloatTensor` of shape `(1,)`, *optional*, returned when `labels` is given):
+        Loss of `config.problem_type`, cross-entropy for integer labels.
+    logits (`torch.FloatTensor` of shape `(batch_size, num_labels)`):
+        Label scores, before the softmax.
+    attentions (`tuple(torch.FloatTensor)`, *optional*, returned when `output_attentions=True`):
+        Compress maps of each layer, `(batch_size, num_heads, num_registers_per_head, num_patches)`.
+    communicate_attentions (`tuple(torch.FloatTensor)`, *optional*, returned when `output_communicate_attentions=True`):
+        Communicate maps of each layer, `(batch_size, num_heads, num_registers_per_head, num_registers_per_head)`.
+    broadcast_attentions (`tuple(torch.FloatTensor)`, *optional*, returned when `output_broadcast_attentions=True`):
+        Broadcast maps of each layer, `(batch_size, num_heads, num_patches, num_registers_per_head)`.
+    """
+
+    communicate_attentions: tuple[torch.Tensor, ...] | None = None
+    broadcast_attentions: tuple[torch.Tensor, ...] | None = None
 
 
 @auto_docstring(custom_intro="Output of [`RatsForPreTraining`].")
@@ -31,12 +98,20 @@ class RatsForPreTrainingOutput(ModelOutput):
         Cross-entropy of the logits with the target probabilities, averaged over the batch.
     logits (`torch.FloatTensor` of shape `(batch_size, num_prototypes)`):
         Cosine of the projected image with each prototype, before any temperature.
+    attentions (`tuple(torch.FloatTensor)`, *optional*, returned when `output_attentions=True`):
+        Compress maps of each layer, `(batch_size, num_heads, num_registers_per_head, num_patches)`.
+    communicate_attentions (`tuple(torch.FloatTensor)`, *optional*, returned when `output_communicate_attentions=True`):
+        Communicate maps of each layer, `(batch_size, num_heads, num_registers_per_head, num_registers_per_head)`.
+    broadcast_attentions (`tuple(torch.FloatTensor)`, *optional*, returned when `output_broadcast_attentions=True`):
+        Broadcast maps of each layer, `(batch_size, num_heads, num_patches, num_registers_per_head)`.
     """
 
     loss: torch.Tensor | None = None
     logits: torch.Tensor | None = None
     hidden_states: tuple[torch.Tensor, ...] | None = None
     attentions: tuple[torch.Tensor, ...] | None = None
+    communicate_attentions: tuple[torch.Tensor, ...] | None = None
+    broadcast_attentions: tuple[torch.Tensor, ...] | None = None
 
 
 @auto_docstring(custom_intro="Output of [`RatsForPartSegmentation`].")
@@ -49,13 +124,24 @@ class RatsPartSegmentationOutput(ModelOutput):
         Label scores on the patch grid: the similarities themselves while each register is its own label.
     similarities (`torch.FloatTensor` of shape `(batch_size, num_registers, rows, columns)`):
         Cosine of each register token with each patch token.
+    register_heads (`torch.LongTensor` of shape `(batch_size, num_registers)`, *optional*):
+        Attention head that owns each register; None if `partition_registers` is off and no head owns any.
+    attentions (`tuple(torch.FloatTensor)`, *optional*, returned when `output_attentions=True`):
+        Compress maps of each layer, `(batch_size, num_heads, num_registers_per_head, num_patches)`.
+    communicate_attentions (`tuple(torch.FloatTensor)`, *optional*, returned when `output_communicate_attentions=True`):
+        Communicate maps of each layer, `(batch_size, num_heads, num_registers_per_head, num_registers_per_head)`.
+    broadcast_attentions (`tuple(torch.FloatTensor)`, *optional*, returned when `output_broadcast_attentions=True`):
+        Broadcast maps of each layer, `(batch_size, num_heads, num_patches, num_registers_per_head)`.
     """
 
     loss: torch.Tensor | None = None
     logits: torch.Tensor | None = None
     similarities: torch.Tensor | None = None
+    register_heads: torch.Tensor | None = None
     hidden_states: tuple[torch.Tensor, ...] | None = None
     attentions: tuple[torch.Tensor, ...] | None = None
+    communicate_attentions: tuple[torch.Tensor, ...] | None = None
+    broadcast_attentions: tuple[torch.Tensor, ...] | None = None
 
 
 class RatsEmbeddings(nn.Module):
@@ -77,12 +163,17 @@ class RatsEmbeddings(nn.Module):
 
     def forward(self, pixel_values: torch.Tensor, bool_masked_pos: torch.Tensor | None = None) -> torch.Tensor:
         self._check(pixel_values)
-        patches = self.patch_embeddings(pixel_values)  # (B, D, rows, columns)
+        patches = self.patch_embeddings(pixel_values.to(self.patch_embeddings.weight.dtype))  # (B, D, rows, columns)
         grid = patches.shape[-2:]
         patches = patches.flatten(2).transpose(1, 2)  # (B, L, D)
         if bool_masked_pos is not None:
             if self.mask_token is None:
                 raise ValueError("bool_masked_pos was given, but the model has no mask token; set use_mask_token=True.")
+            if bool_masked_pos.shape != patches.shape[:2]:
+                raise ValueError(
+                    f"bool_masked_pos of shape {tuple(bool_masked_pos.shape)} must be (batch, patches), here "
+                    f"{tuple(patches.shape[:2])}: {grid[0]} rows of {grid[1]} patches, row by row."
+                )
             patches = torch.where(bool_masked_pos.bool().unsqueeze(-1), self.mask_token.to(patches.dtype), patches)
         patches = patches + self._positions(grid).to(patches.dtype)
         registers = self.register_tokens.to(patches.dtype).expand(patches.shape[0], -1, -1)  # (B, N, D)
@@ -90,7 +181,8 @@ class RatsEmbeddings(nn.Module):
 
     def _positions(self, grid: tuple[int, int]) -> torch.Tensor:
         """Position embeddings of a patch grid, bicubically interpolated if it is not the learned one: (1, L, D)."""
-        if tuple(grid) == self.config.grid_size:
+        # An exported graph serves any grid if it always interpolates; at the learned grid that changes nothing.
+        if not torch.compiler.is_exporting() and tuple(grid) == self.config.grid_size:
             return self.position_embeddings
         positions = self.position_embeddings.transpose(1, 2).unflatten(-1, self.config.grid_size)
         # Bicubic interpolation has no half-precision kernel everywhere, and needs none for so few numbers.
@@ -102,6 +194,13 @@ class RatsEmbeddings(nn.Module):
             raise ValueError(
                 f"pixel_values of shape {tuple(pixel_values.shape)} must be (batch, {self.config.num_channels} channels, "
                 "height, width); RatsImageProcessor makes them so."
+            )
+        if pixel_values.shape[0] == 0:
+            raise ValueError(f"pixel_values of shape {tuple(pixel_values.shape)} is an empty batch; give at least one image.")
+        if not pixel_values.is_floating_point():
+            raise ValueError(
+                f"pixel_values of type {pixel_values.dtype} must be normalised floating-point values; RatsImageProcessor makes "
+                "them so."
             )
         for side, pixels, patch in zip(
             ("height", "width"), pixel_values.shape[2:], self.config.patch_height_width, strict=True
@@ -160,7 +259,9 @@ class RatsLayer(GradientCheckpointingLayer):
         return hidden_states + self.drop_path(self.mlp(self.layernorm_after(hidden_states)))
 
 
-@auto_docstring
+@auto_docstring(
+    custom_intro="An abstract class for the initialisation of weights, downloading and loading of pretrained RATS models."
+)
 class RatsPreTrainedModel(PreTrainedModel):
     config: RatsConfig
     base_model_prefix = "rats"
@@ -174,9 +275,13 @@ class RatsPreTrainedModel(PreTrainedModel):
     _supports_attention_backend = True
     _can_compile_fullgraph = True
     _input_embed_layer = "patch_embeddings"
+    # A checkpoint of one class serves the others, which have no use for its head.
+    _keys_to_ignore_on_load_unexpected = [r"^head\.", r"^classifier\."]
     _can_record_outputs = {
         "hidden_states": RatsLayer,
-        "attentions": RatsRegisterAttention,  # the compress maps, (B, H, n, L)
+        "attentions": OutputRecorder(RatsRegisterAttention, index=1),  # the compress maps, (B, H, n, L)
+        "communicate_attentions": OutputRecorder(RatsRegisterAttention, index=2),  # (B, H, n, n)
+        "broadcast_attentions": OutputRecorder(RatsRegisterAttention, index=3),  # (B, H, L, n)
     }
 
     @torch.no_grad()
@@ -210,7 +315,7 @@ class RatsEncoder(RatsPreTrainedModel):
     @auto_docstring
     def forward(
         self, hidden_states: torch.Tensor, pooled_only: bool = False, **kwargs: Unpack[TransformersKwargs]
-    ) -> BaseModelOutput:
+    ) -> RatsModelOutput:
         r"""
         pooled_only (`bool`, *optional*, defaults to `False`):
             Leave out the patch half of the last block and return its registers alone.
@@ -218,10 +323,12 @@ class RatsEncoder(RatsPreTrainedModel):
         last = len(self.layer) - 1
         for index, layer in enumerate(self.layer):
             hidden_states = layer(hidden_states, registers_only=pooled_only and index == last, **kwargs)
-        return BaseModelOutput(last_hidden_state=hidden_states)
+        return RatsModelOutput(last_hidden_state=hidden_states)
 
 
-@auto_docstring
+@auto_docstring(
+    custom_intro="RATS without a head: all tokens after the final LayerNorm, registers first, and the mean register."
+)
 class RatsModel(RatsPreTrainedModel):
     def __init__(self, config: RatsConfig):
         super().__init__(config)
@@ -241,8 +348,10 @@ class RatsModel(RatsPreTrainedModel):
         bool_masked_pos: torch.Tensor | None = None,
         pooled_only: bool = False,
         **kwargs: Unpack[TransformersKwargs],
-    ) -> BaseModelOutputWithPooling:
+    ) -> RatsModelOutput:
         r"""
+        pixel_values (`torch.FloatTensor` of shape `(batch_size, num_channels, height, width)`):
+            Images as [`RatsImageProcessor`] gives them, of any height and width that are multiples of the patch's.
         bool_masked_pos (`torch.BoolTensor` of shape `(batch_size, num_patches)`, *optional*):
             Which patches are replaced by the mask token.
         pooled_only (`bool`, *optional*, defaults to `False`):
@@ -250,8 +359,7 @@ class RatsModel(RatsPreTrainedModel):
             `(batch_size, num_registers, hidden_size)`. Ignored when hidden states or attentions are asked for.
 
         Returns:
-            `last_hidden_state` of shape `(batch_size, num_registers + num_patches, hidden_size)`, registers first, after the
-            final LayerNorm; `pooler_output` of shape `(batch_size, hidden_size)`, their mean register.
+            [`RatsModelOutput`], or the tuple of its fields with `return_dict=False`.
 
         Examples:
 
@@ -265,23 +373,114 @@ class RatsModel(RatsPreTrainedModel):
         torch.Size([1, 288, 48])
 
         ```"""
-        pixel_values = pixel_values.to(self.embeddings.patch_embeddings.weight.dtype)
         hidden_states = self.embeddings(pixel_values, bool_masked_pos)  # (B, N + L, D)
-        pooled_only = pooled_only and not self._records_outputs(kwargs)
-        encoded: BaseModelOutput = self.encoder(hidden_states, pooled_only=pooled_only, **kwargs)
+        recorded = {
+            name
+            for name in self._can_record_outputs
+            if kwargs.get(f"output_{name}", getattr(self.config, f"output_{name}", False))
+        }
+        self._warn_of_missing_maps(recorded)
+        encoded: RatsModelOutput = self.encoder(hidden_states, pooled_only=pooled_only and not recorded, **kwargs)
         tokens = self.layernorm(encoded.last_hidden_state)  # (B, N + L, D)
         # The paper's image representation: the mean over the final-layer registers goes into the DINO head.
         pooled = tokens[:, : self.config.num_registers].mean(dim=1)  # (B, D)
-        return BaseModelOutputWithPooling(
-            last_hidden_state=tokens,
-            pooler_output=pooled,
-            hidden_states=encoded.hidden_states,
-            attentions=encoded.attentions,
+        return RatsModelOutput(last_hidden_state=tokens, pooler_output=pooled, **_recorded(encoded))
+
+    def _warn_of_missing_maps(self, recorded: set[str]) -> None:
+        """Say why maps that were asked for will be missing: the recorder returns an empty tuple without a word."""
+        maps = " and ".join(sorted(f"output_{name}" for name in recorded - {"hidden_states"}))
+        implementation = self.config._attn_implementation
+        if maps and implementation in ALL_ATTENTION_FUNCTIONS._global_mapping:
+            warnings.warn(
+                f"{maps} was asked for, but the attention implementation {implementation!r} computes no maps, and an empty "
+                'tuple is returned; call model.set_attn_implementation("eager") to have them.',
+                stacklevel=2,
+            )
+        elif "communicate_attentions" in recorded and not self.config.communicate:
+            warnings.warn(
+                "output_communicate_attentions was asked for, but with communicate=False in its configuration this model has "
+                "no communicate step, and an empty tuple is returned.",
+                stacklevel=2,
+            )
+
+
+def _model_of_head(config: RatsConfig) -> RatsModel:
+    """A model whose mask token is frozen: no head masks patches, and DDP refuses trainable parameters without a gradient.
+
+    Loading a checkpoint makes every parameter trainable again.
+    """
+    model = RatsModel(config)
+    if model.embeddings.mask_token is not None:
+        model.embeddings.mask_token.requires_grad_(False)
+    return model
+
+
+def _recorded(outputs: ModelOutput) -> dict[str, tuple[torch.Tensor, ...] | None]:
+    """What the encoder recorded, as the outputs of all classes hand it on."""
+    return {name: getattr(outputs, name) for name in RatsPreTrainedModel._can_record_outputs}
+
+
+@auto_docstring(
+    custom_intro="""
+    RATS as a backbone: patch feature maps of any stages, and on request their registers, for frameworks such as Mask2Former,
+    UPerNet or DETR. The stages are `stem`, the embeddings, and `stage1` to `stage<num_hidden_layers>`; all have the same size.
+    """
+)
+class RatsBackbone(BackboneMixin, RatsPreTrainedModel):
+    def __init__(self, config: RatsConfig):
+        super().__init__(config)
+        self.rats = _model_of_head(config)
+        self.num_features = [config.hidden_size] * (config.num_hidden_layers + 1)
+        self.post_init()
+
+    @can_return_tuple
+    @filter_output_hidden_states
+    @auto_docstring
+    def forward(self, pixel_values: torch.Tensor, **kwargs: Unpack[TransformersKwargs]) -> RatsBackboneOutput:
+        r"""
+        pixel_values (`torch.FloatTensor` of shape `(batch_size, num_channels, height, width)`):
+            Images as [`RatsImageProcessor`] gives them, of any height and width that are multiples of the patch's.
+
+        Returns:
+            [`RatsBackboneOutput`], or the tuple of its fields with `return_dict=False`.
+
+        Examples:
+
+        ```python
+        >>> import torch
+        >>> from modeling_rats import RatsBackbone, RatsConfig
+
+        >>> config = RatsConfig(hidden_size=48, num_hidden_layers=2, num_attention_heads=4, num_registers=8, out_indices=[1, 2])
+        >>> outputs = RatsBackbone(config)(torch.rand(1, 3, 224, 320))
+        >>> [tuple(feature_map.shape) for feature_map in outputs.feature_maps]
+        [(1, 48, 14, 20), (1, 48, 14, 20)]
+
+        ```"""
+        outputs = self.rats(pixel_values, **kwargs)
+        feature_maps, registers = [], []
+        for stage, tokens in zip(self.stage_names, outputs.hidden_states, strict=True):
+            if stage in self.out_features:
+                tokens = self.rats.layernorm(tokens) if self.config.apply_layernorm else tokens
+                stage_registers, patches = _split_registers(tokens, self.config)
+                if self.config.reshape_hidden_states:
+                    patches = patches.transpose(1, 2).unflatten(-1, _patch_grid(pixel_values, self.config)).contiguous()
+                feature_maps.append(patches)  # (B, D, rows, columns)
+                registers.append(stage_registers)  # (B, N, D)
+        return RatsBackboneOutput(
+            feature_maps=tuple(feature_maps),  # type: ignore[arg-type]  # the parent's annotation says one
+            registers=tuple(registers) if self.config.return_registers else None,
+            **_recorded(outputs),
         )
 
-    def _records_outputs(self, kwargs: Mapping) -> bool:
-        names = [f"output_{name}" for name in self._can_record_outputs]
-        return any(kwargs.get(name, getattr(self.config, name, False)) for name in names)
+
+def _split_registers(tokens: torch.Tensor, config: RatsConfig) -> tuple[torch.Tensor, torch.Tensor]:
+    return tokens[:, : config.num_registers], tokens[:, config.num_registers :]  # (B, N, D), (B, L, D)
+
+
+def _patch_grid(pixel_values: torch.Tensor, config: RatsConfig) -> tuple[int, int]:
+    """Rows and columns of the patches of images of this size."""
+    patch_height, patch_width = config.patch_height_width
+    return pixel_values.shape[-2] // patch_height, pixel_values.shape[-1] // patch_width
 
 
 class RatsPrototypes(nn.Module):
@@ -325,7 +524,7 @@ class RatsProjectionHead(nn.Module):
 class RatsForPreTraining(RatsPreTrainedModel):
     def __init__(self, config: RatsConfig):
         super().__init__(config)
-        self.rats = RatsModel(config)
+        self.rats = _model_of_head(config)
         self.head = RatsProjectionHead(config)
         self.post_init()
 
@@ -335,8 +534,13 @@ class RatsForPreTraining(RatsPreTrainedModel):
         self, pixel_values: torch.Tensor, labels: torch.Tensor | None = None, **kwargs: Unpack[TransformersKwargs]
     ) -> RatsForPreTrainingOutput:
         r"""
+        pixel_values (`torch.FloatTensor` of shape `(batch_size, num_channels, height, width)`):
+            Images as [`RatsImageProcessor`] gives them, of any height and width that are multiples of the patch's.
         labels (`torch.FloatTensor` of shape `(batch_size, num_prototypes)`, *optional*):
             Target probabilities over the prototypes. Teacher, centre and views live in the training loop.
+
+        Returns:
+            [`RatsForPreTrainingOutput`], or the tuple of its fields with `return_dict=False`.
         """
         outputs = self.rats(pixel_values, pooled_only=True, **kwargs)
         logits = self.head(outputs.pooler_output)  # (B, K)
@@ -348,9 +552,57 @@ class RatsForPreTraining(RatsPreTrainedModel):
                     f"prototypes, of shape {tuple(logits.shape)} and a floating type."
                 )
             loss = nn.functional.cross_entropy(logits.float(), labels.float())
-        return RatsForPreTrainingOutput(
-            loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
-        )
+        return RatsForPreTrainingOutput(loss=loss, logits=logits, **_recorded(outputs))
+
+
+@auto_docstring(
+    custom_intro="""
+    RATS with a linear classifier on the mean register, the image representation that DINO trains (`pooler_output`). Patch
+    tokens are left out: in pretraining those of the last layer get no gradient.
+    """
+)
+class RatsForImageClassification(RatsPreTrainedModel):
+    def __init__(self, config: RatsConfig):
+        super().__init__(config)
+        if config.registers_are_labels:
+            logger.warning_once(
+                f"The configuration has no labels of its own, so that the classifier gets one output for each of the "
+                f"{config.num_registers} registers, without a meaning; give num_labels=... or id2label={{0: ..., 1: ...}}."
+            )
+        self.num_labels = config.num_labels or 0
+        self.rats = _model_of_head(config)
+        self.classifier = nn.Linear(config.hidden_size, self.num_labels) if self.num_labels > 0 else nn.Identity()
+        self.post_init()
+
+    @can_return_tuple
+    @auto_docstring
+    def forward(
+        self, pixel_values: torch.Tensor, labels: torch.Tensor | None = None, **kwargs: Unpack[TransformersKwargs]
+    ) -> RatsImageClassifierOutput:
+        r"""
+        pixel_values (`torch.FloatTensor` of shape `(batch_size, num_channels, height, width)`):
+            Images as [`RatsImageProcessor`] gives them, of any height and width that are multiples of the patch's.
+        labels (`torch.LongTensor` of shape `(batch_size,)`, *optional*):
+            Label of each image; `(batch_size, num_labels)` of a floating type for several labels an image.
+
+        Returns:
+            [`RatsImageClassifierOutput`], or the tuple of its fields with `return_dict=False`.
+
+        Examples:
+
+        ```python
+        >>> import torch
+        >>> from modeling_rats import RatsConfig, RatsForImageClassification
+
+        >>> config = RatsConfig(hidden_size=48, num_hidden_layers=2, num_attention_heads=4, num_registers=8, num_labels=5)
+        >>> RatsForImageClassification(config)(torch.rand(1, 3, 224, 224)).logits.shape
+        torch.Size([1, 5])
+
+        ```"""
+        outputs = self.rats(pixel_values, pooled_only=True, **kwargs)
+        logits = self.classifier(outputs.pooler_output)  # (B, num_labels)
+        loss = None if labels is None else self.loss_function(labels, logits, self.config, **kwargs)
+        return RatsImageClassifierOutput(loss=loss, logits=logits, **_recorded(outputs))
 
 
 @auto_docstring(
@@ -362,7 +614,7 @@ class RatsForPreTraining(RatsPreTrainedModel):
 class RatsForPartSegmentation(RatsPreTrainedModel):
     def __init__(self, config: RatsConfig):
         super().__init__(config)
-        self.rats = RatsModel(config)
+        self.rats = _model_of_head(config)
         num_labels = config.num_labels or config.num_registers
         self.classifier = None if config.registers_are_labels else nn.Linear(config.num_registers, num_labels)
         self.post_init()
@@ -373,8 +625,13 @@ class RatsForPartSegmentation(RatsPreTrainedModel):
         self, pixel_values: torch.Tensor, labels: torch.Tensor | None = None, **kwargs: Unpack[TransformersKwargs]
     ) -> RatsPartSegmentationOutput:
         r"""
+        pixel_values (`torch.FloatTensor` of shape `(batch_size, num_channels, height, width)`):
+            Images as [`RatsImageProcessor`] gives them, of any height and width that are multiples of the patch's.
         labels (`torch.LongTensor` of shape `(batch_size, height, width)`, *optional*):
-            Label of each pixel, 255 where it does not count.
+            Label of each pixel, `config.semantic_loss_ignore_index` where it does not count.
+
+        Returns:
+            [`RatsPartSegmentationOutput`], or the tuple of its fields with `return_dict=False`.
 
         Examples:
 
@@ -389,38 +646,52 @@ class RatsForPartSegmentation(RatsPreTrainedModel):
 
         ```"""
         layer = self.config.part_layer % (self.config.num_hidden_layers + 1)
-        wants_hidden_states = kwargs.pop("output_hidden_states", self.config.output_hidden_states)
-        is_last = layer == self.config.num_hidden_layers
-        outputs = self.rats(pixel_values, output_hidden_states=wants_hidden_states or not is_last, **kwargs)
-        tokens = outputs.last_hidden_state if is_last else self.rats.layernorm(outputs.hidden_states[layer])
-        registers, patches = tokens[:, : self.config.num_registers], tokens[:, self.config.num_registers :]
-        patch_height, patch_width = self.config.patch_height_width
-        grid = (pixel_values.shape[-2] // patch_height, pixel_values.shape[-1] // patch_width)
-        similarities = register_patch_similarities(registers, patches, grid)  # (B, N, rows, columns)
-        logits = similarities
+        asked = kwargs.pop("output_hidden_states", self.config.output_hidden_states)
+        wanted: bool | int | list[int] | None = asked
+        if layer != self.config.num_hidden_layers and asked is not True:  # this hidden state, beside those asked for
+            wanted = [layer, *(selected_hidden_states(asked or None) or [])]
+        outputs = self.rats(pixel_values, output_hidden_states=wanted, **kwargs)
+        tokens = outputs.last_hidden_state
+        if layer != self.config.num_hidden_layers:
+            tokens = self.rats.layernorm(outputs.hidden_states[layer])  # (B, N + L, D)
+        registers, patches = _split_registers(tokens, self.config)
+        similarities = register_patch_similarities(registers, patches, _patch_grid(pixel_values, self.config))
+        logits = similarities  # (B, N, rows, columns)
         if self.classifier is not None:
-            features = similarities.movedim(1, -1).to(self.classifier.weight.dtype)
+            features = similarities.movedim(1, -1).to(self.dtype)
             logits = self.classifier(features).movedim(-1, 1)  # (B, num_labels, rows, columns)
         return RatsPartSegmentationOutput(
             loss=None if labels is None else self._loss(logits, labels),
             logits=logits,
             similarities=similarities,
-            hidden_states=outputs.hidden_states if wants_hidden_states else None,
-            attentions=outputs.attentions,
+            register_heads=self._register_heads(similarities),
+            **_recorded(outputs) | ({} if asked else {"hidden_states": None}),
         )
+
+    def _register_heads(self, similarities: torch.Tensor) -> torch.Tensor | None:
+        if not self.config.partition_registers:
+            return None
+        registers = torch.arange(self.config.num_registers, device=similarities.device)
+        heads = registers // (self.config.num_registers // self.config.num_attention_heads)  # (N,)
+        return heads.expand(similarities.shape[0], -1)  # (B, N)
 
     def _loss(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         if labels.ndim != 3 or labels.shape[0] != logits.shape[0]:
             raise ValueError(f"labels of shape {tuple(labels.shape)} must be ({logits.shape[0]}, height, width).")
         logits = nn.functional.interpolate(logits.float(), size=labels.shape[-2:], mode="bilinear", align_corners=False)
-        return nn.functional.cross_entropy(logits, labels.long(), ignore_index=255)
+        return nn.functional.cross_entropy(logits, labels.long(), ignore_index=self.config.semantic_loss_ignore_index)
 
 
 __all__ = [
+    "RatsBackbone",
+    "RatsBackboneOutput",
+    "RatsForImageClassification",
     "RatsForPartSegmentation",
     "RatsForPreTraining",
     "RatsForPreTrainingOutput",
+    "RatsImageClassifierOutput",
     "RatsModel",
+    "RatsModelOutput",
     "RatsPartSegmentationOutput",
     "RatsPreTrainedModel",
 ]

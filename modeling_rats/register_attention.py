@@ -1,3 +1,4 @@
+# Copyright (c) 2026 The RATS for Hugging Face authors. MIT licence.
 """Register attention: patches -> registers -> registers -> patches (RATS, arXiv 2606.14701, method figure).
 
 B batch  L patches  N registers  H heads  n = N/H registers per head  D hidden  d = D/H head dim
@@ -82,6 +83,8 @@ class RatsRegisterAttention(nn.Module):
         attended, attention_map = attention(
             self, queries, keys, values, attention_mask=None, dropout=0.0, scaling=self.scaling, **kwargs
         )
+        if attention_map is not None and attention_map.ndim != 4:  # flex attention puts log-sum-exps in its place
+            attention_map = None
         return attended.transpose(1, 2), attention_map  # (B, H, queries, d), (B, H, queries, keys)
 
     def _register_queries(self, registers: torch.Tensor) -> torch.Tensor:

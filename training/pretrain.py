@@ -96,8 +96,6 @@ def build_run(accelerator: Accelerator, model: ModelSettings, data: DataSettings
     except Exception as error:  # the strict configuration wraps the reason
         raise SystemExit(f"model settings: {error}") from error
     student = MultiCropNetwork(RatsForPreTraining(config))
-    if student.model.rats.embeddings.mask_token is not None:
-        student.model.rats.embeddings.mask_token.requires_grad_(False)  # DINO masks nothing
     teacher = build_teacher(student).to(accelerator.device)
     student = accelerator.prepare(student.train())
     loss = DinoLoss(config.num_prototypes, training.student_temperature, training.centering, training.center_momentum)

@@ -91,11 +91,31 @@ def test_every_field_survives_saving(make_config, tmp_path):
     config = make_config(
         patch_size=(8, 4), image_size=[32, 48], part_layer=1, communicate=False, partition_registers=False, qkv_bias=False,
         drop_path_rate=0.25, use_mask_token=False, hidden_act="relu", layer_norm_eps=1e-5, initializer_range=0.1,
+        out_indices=[0, 2], return_registers=True, apply_layernorm=False, reshape_hidden_states=False,
+        semantic_loss_ignore_index=0,
     )  # fmt: skip
     config.save_pretrained(tmp_path)
     loaded, saved = RatsConfig.from_pretrained(tmp_path).to_dict(), config.to_dict()
     for name in RatsConfig.__annotations__:
+        name = name.lstrip("_")
         assert _as_list(loaded[name]) == _as_list(saved[name]), name
+    assert loaded.keys() == saved.keys()
+
+
+def test_the_last_stage_is_the_default_and_stages_can_be_chosen_by_name_or_index(make_config):
+    assert make_config().out_features == ["stage2"] and make_config().out_indices == [2]
+    assert make_config().stage_names == ["stem", "stage1", "stage2"]
+    assert make_config(out_features=["stem", "stage2"]).out_indices == [0, 2]
+    assert make_config(out_indices=[-2, -1]).out_features == ["stage1", "stage2"]
+    with pytest.raises(ValueError, match="out_features must be a subset of stage_names"):
+        make_config(out_features=["stage3"])
+
+
+def test_saving_leaves_the_configuration_as_it_was(make_config, tmp_path):
+    config = make_config()
+    before = config.to_dict()
+    config.save_pretrained(tmp_path)
+    assert config.to_dict() == before
 
 
 def test_sizes_in_patches(make_config):
@@ -107,7 +127,8 @@ def test_sizes_in_patches(make_config):
 def test_every_own_field_is_documented():
     inherited = {"hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "hidden_act"}
     for name in set(RatsConfig.__annotations__) - {"model_type"} - inherited:
-        assert re.search(rf"^\s*{name} \(", RatsConfig.__doc__, re.MULTILINE), name
+        documented = rf"`{name[1:]}=" if name.startswith("_") else rf"^\s*{name} \("  # the stages are in the introduction
+        assert re.search(documented, RatsConfig.__doc__, re.MULTILINE), name
 
 
 def _as_list(value):

@@ -1,4 +1,4 @@
-"""The models: shapes, refusals, shortcuts that change nothing, initialisation, saving, heads."""
+"""The models: shapes, refusals, shortcuts that change nothing, initialisation, saving, heads, backbone."""
 
 import copy
 import json
@@ -7,19 +7,33 @@ import pytest
 import torch
 from torch import nn
 from transformers import (
+    AutoBackbone,
     AutoConfig,
     AutoImageProcessor,
     AutoModel,
+    AutoModelForImageClassification,
+    AutoModelForImageSegmentation,
     AutoModelForPreTraining,
     AutoModelForSemanticSegmentation,
+    UperNetConfig,
+    UperNetForSemanticSegmentation,
     ViTConfig,
     ViTModel,
 )
 
-from modeling_rats import RatsConfig, RatsForPartSegmentation, RatsForPreTraining, RatsImageProcessor, RatsModel
+from modeling_rats import (
+    RatsBackbone,
+    RatsConfig,
+    RatsForImageClassification,
+    RatsForPartSegmentation,
+    RatsForPreTraining,
+    RatsImageProcessor,
+    RatsImageProcessorPil,
+    RatsModel,
+)
 from modeling_rats.modeling_rats import RatsDropPath
 
-MODELS = [RatsModel, RatsForPreTraining, RatsForPartSegmentation]
+MODELS = [RatsModel, RatsBackbone, RatsForPreTraining, RatsForImageClassification, RatsForPartSegmentation]
 
 
 @pytest.fixture
@@ -97,6 +111,53 @@ def test_attentions_are_the_compress_maps(make_model):
     assert [one.shape for one in outputs.attentions] == [(2, 4, 2, 24)] * 2
 
 
+MAPS = {"attentions": (2, 4, 2, 24), "communicate_attentions": (2, 4, 2, 2), "broadcast_attentions": (2, 4, 24, 2)}
+
+
+@pytest.mark.parametrize("model_class", MODELS)
+@pytest.mark.parametrize("through", ["call", "config"])
+def test_the_maps_of_each_step_can_be_asked_for(make_model, model_class, through):
+    for asked in (["attentions"], ["communicate_attentions"], ["broadcast_attentions"], [*MAPS]):
+        model = make_model(model_class, attn_implementation="eager")
+        names = {f"output_{name}": True for name in asked}
+        if through == "config":
+            model.config.update(names)
+        outputs = model(random_images(32, 48), **(names if through == "call" else {}))
+        for name, shape in MAPS.items():
+            if name in asked:
+                assert [one.shape for one in outputs[name]] == [shape] * 2
+                for one in outputs[name]:
+                    torch.testing.assert_close(one.sum(dim=-1), torch.ones(shape[:-1]))
+            else:
+                assert outputs.get(name) is None
+
+
+@pytest.mark.parametrize("model_class", MODELS)
+@pytest.mark.parametrize("name", MAPS)
+def test_maps_that_sdpa_does_not_compute_are_missed_aloud(make_model, model_class, name):
+    model = make_model(model_class)
+    with pytest.warns(UserWarning, match=rf"^output_{name} was asked for, but .*'sdpa' .*set_attn_implementation\(\"eager\"\)"):
+        assert model(random_images(), **{f"output_{name}": True})[name] == ()
+    model.set_attn_implementation("eager")
+    assert len(model(random_images(), **{f"output_{name}": True})[name]) == 2
+
+
+def test_the_maps_of_a_step_that_does_not_exist_are_missed_aloud(make_model):
+    model = make_model(attn_implementation="eager", communicate=False)
+    with pytest.warns(UserWarning, match="communicate=False in its configuration this model has no communicate step"):
+        assert model(random_images(), output_communicate_attentions=True).communicate_attentions == ()
+
+
+def test_hidden_states_can_be_chosen_by_index(make_model):
+    model = make_model()
+    every = model(random_images(), output_hidden_states=True).hidden_states
+    for chosen in (1, -1, [0], [0, 2], [-2]):  # transformers takes a bare 0 for False
+        some = model(random_images(), output_hidden_states=chosen).hidden_states
+        wanted = {index % 3 for index in ([chosen] if isinstance(chosen, int) else chosen)}
+        assert [state is not None for state in some] == [index in wanted for index in range(3)]
+        assert all(torch.equal(some[index], every[index]) for index in wanted)
+
+
 @pytest.mark.parametrize("model_class", MODELS)
 def test_a_tuple_can_be_asked_for(make_model, model_class):
     model = make_model(model_class)
@@ -131,12 +192,29 @@ def test_has_the_parameters_of_a_vit_and_the_registers():
         ((2, 1, 32, 32), r"shape \(2, 1, 32, 32\) must be \(batch, 3 channels"),
         ((2, 4, 32, 32), "3 channels"),
         ((3, 32, 32), r"shape \(3, 32, 32\)"),
+        ((1, 3, 1, 1), "image height 1 px must be a positive multiple"),
+        ((0, 3, 32, 32), "empty batch; give at least one image"),
     ],
     ids=str,
 )
 def test_images_that_do_not_fit_are_refused(make_model, model_class, shape, message):
     with pytest.raises(ValueError, match=message):
         make_model(model_class)(torch.zeros(shape))
+
+
+@pytest.mark.parametrize("model_class", MODELS)
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int64])
+def test_pixels_that_are_not_normalised_are_refused(make_model, model_class, dtype):
+    with pytest.raises(ValueError, match=rf"pixel_values of type {dtype} must be normalised floating-point values"):
+        make_model(model_class)(torch.zeros(2, 3, 32, 32, dtype=dtype))
+
+
+@pytest.mark.parametrize("shape", [(2, 15), (1, 16), (16,), (2, 4, 4)])
+def test_a_mask_of_the_wrong_shape_is_refused(make_model, shape):
+    with pytest.raises(
+        ValueError, match=r"bool_masked_pos of shape .* must be \(batch, patches\), here \(2, 16\): 4 rows of 4"
+    ):
+        make_model()(random_images(), bool_masked_pos=torch.zeros(shape, dtype=torch.bool))
 
 
 def test_a_mask_without_a_mask_token_is_refused(make_model):
@@ -281,7 +359,8 @@ def test_every_parameter_is_initialised(make_config, model_class):
 def test_training_reaches_every_parameter(make_model, model_class):
     model = make_model(model_class, num_labels=3).train()
     outputs = model(random_images())
-    (outputs[1] if model_class is RatsModel else outputs.logits).square().sum().backward()
+    read = {RatsModel: "pooler_output", RatsBackbone: "feature_maps"}.get(model_class, "logits")
+    (outputs[read] if read != "feature_maps" else outputs[read][-1]).sin().sum().backward()
     without = {name for name, parameter in model.named_parameters() if parameter.grad is None or not parameter.grad.any()}
     assert {name.split(".")[-1] for name in without} <= {"mask_token"}
 
@@ -303,7 +382,7 @@ def test_a_saved_model_comes_back(make_model, tmp_path, model_class, num_labels)
     loaded = model_class.from_pretrained(tmp_path)
     assert_same_weights(model, loaded)
     torch.testing.assert_close(loaded(random_images())[0], model(random_images())[0])
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["config.json", "model.safetensors"]
+    assert sorted(path.name for path in tmp_path.iterdir() if path.suffix != ".py") == ["config.json", "model.safetensors"]
     assert json.loads((tmp_path / "config.json").read_text())["model_type"] == "rats"
 
 
@@ -338,7 +417,11 @@ def test_auto_classes_find_the_models(make_model, tmp_path):
     assert type(AutoModel.from_pretrained(tmp_path)) is RatsModel
     assert type(AutoModelForPreTraining.from_pretrained(tmp_path)) is RatsForPreTraining
     assert type(AutoModelForSemanticSegmentation.from_pretrained(tmp_path)) is RatsForPartSegmentation
+    assert type(AutoModelForImageSegmentation.from_pretrained(tmp_path)) is RatsForPartSegmentation
+    assert type(AutoModelForImageClassification.from_pretrained(tmp_path)) is RatsForImageClassification
+    assert type(AutoBackbone.from_config(AutoConfig.from_pretrained(tmp_path))) is RatsBackbone
     assert type(AutoImageProcessor.from_pretrained(tmp_path)) is RatsImageProcessor
+    assert type(AutoImageProcessor.from_pretrained(tmp_path, backend="pil")) is RatsImageProcessorPil
 
 
 def test_similarities_keep_their_precision_under_half_precision_weights(make_model):
@@ -348,25 +431,6 @@ def test_similarities_keep_their_precision_under_half_precision_weights(make_mod
     assert halved.rats(images).last_hidden_state.dtype == torch.bfloat16
     assert halved(images).similarities.dtype == torch.float32
     torch.testing.assert_close(halved(images).similarities, model(images).similarities, atol=0.1, rtol=0)
-
-
-@pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.* is deprecated")  # the newer name is not in 5.20
-@pytest.mark.parametrize("model_class", MODELS)
-def test_gradient_checkpointing_changes_no_gradient(make_model, model_class):
-    model = make_model(model_class, drop_path_rate=0.3).train()
-    gradients = []
-    for checkpointing in (False, True):
-        if checkpointing:
-            model.gradient_checkpointing_enable()
-            assert model.is_gradient_checkpointing
-        torch.manual_seed(0)
-        model.zero_grad()
-        outputs = model(random_images())
-        (outputs[1] if model_class is RatsModel else outputs.logits).square().sum().backward()
-        gradients.append({name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None})
-    assert gradients[0].keys() == gradients[1].keys()
-    for name, gradient in gradients[0].items():
-        torch.testing.assert_close(gradients[1][name], gradient, msg=name)
 
 
 # Pretraining head
@@ -463,3 +527,118 @@ def test_part_loss_is_the_pixels_cross_entropy_and_trains(make_model):
 def test_labels_of_the_wrong_shape_are_refused(make_model, shape):
     with pytest.raises(ValueError, match=r"must be \(2, height, width\)"):
         make_model(RatsForPartSegmentation)(random_images(), labels=torch.zeros(shape, dtype=torch.long))
+
+
+def test_registers_know_their_heads(make_model):
+    outputs = make_model(RatsForPartSegmentation)(random_images())
+    assert outputs.register_heads.tolist() == [[0, 0, 1, 1, 2, 2, 3, 3]] * 2
+    assert make_model(RatsForPartSegmentation, partition_registers=False)(random_images()).register_heads is None
+
+
+@pytest.mark.parametrize("part_layer", [-1, 1, 0])
+@pytest.mark.parametrize("asked", [None, False, True, 1, [0, 2], -2])
+def test_part_layer_leaves_the_hidden_states_to_the_caller(make_model, part_layer, asked):
+    model = make_model(RatsForPartSegmentation, part_layer=part_layer)
+    outputs = model(random_images(), output_hidden_states=asked)
+    torch.testing.assert_close(outputs.similarities, model(random_images()).similarities)
+    if asked is None or asked is False:
+        assert outputs.hidden_states is None
+    else:
+        wanted = range(3) if asked is True else ([asked] if isinstance(asked, int) else asked)
+        every = model.rats(random_images(), output_hidden_states=True).hidden_states
+        for index in wanted:
+            assert torch.equal(outputs.hidden_states[index], every[index])
+
+
+def test_pixels_with_the_ignored_label_do_not_count(make_model):
+    labels = torch.randint(3, (2, 32, 32), generator=torch.Generator().manual_seed(0))
+    for ignored in (255, 7):
+        model = make_model(RatsForPartSegmentation, num_labels=3, semantic_loss_ignore_index=ignored)
+        logits = nn.functional.interpolate(model(random_images()).logits, size=(32, 32), mode="bilinear")
+        partly = labels.clone()
+        partly[:, :20] = ignored
+        expected = nn.functional.cross_entropy(logits[:, :, 20:], labels[:, 20:])
+        torch.testing.assert_close(model(random_images(), labels=partly).loss, expected)
+
+
+# Image classification
+
+
+def test_classifier_reads_the_mean_register(make_model):
+    model = make_model(RatsForImageClassification, num_labels=3)
+    pooled = model.rats(random_images()).last_hidden_state[:, :8].mean(dim=1)
+    torch.testing.assert_close(model(random_images()).logits, pooled @ model.classifier.weight.T + model.classifier.bias)
+
+
+def test_classification_losses_follow_the_problem_type(make_model):
+    model, classes = make_model(RatsForImageClassification, num_labels=3), torch.tensor([2, 0])
+    outputs = model(random_images(), labels=classes)
+    torch.testing.assert_close(outputs.loss, nn.functional.cross_entropy(outputs.logits, classes))
+    several = torch.tensor([[1.0, 0.0, 1.0], [0.0, 0.0, 1.0]])
+    model = make_model(RatsForImageClassification, num_labels=3)  # the type of problem is found once
+    expected = nn.functional.binary_cross_entropy_with_logits(outputs.logits, several)
+    torch.testing.assert_close(model(random_images(), labels=several).loss, expected)
+
+
+def test_no_labels_give_the_pooled_output(make_model):
+    model = make_model(RatsForImageClassification, num_labels=0)
+    torch.testing.assert_close(model(random_images()).logits, model.rats(random_images()).pooler_output)
+
+
+def test_a_classifier_without_labels_of_its_own_says_so(make_config, monkeypatch):
+    said = []
+    monkeypatch.setattr("modeling_rats.modeling_rats.logger.warning_once", said.append)
+    RatsForImageClassification(make_config(num_labels=3))
+    assert not said
+    RatsForImageClassification(make_config())
+    assert "gets one output for each of the 8 registers" in said[0] and "give num_labels=... or id2label" in said[0]
+
+
+# Backbone
+
+
+@pytest.mark.parametrize("apply_layernorm", [True, False])
+@pytest.mark.parametrize("stages", [[0, 1, 2], [1], [0, -1]])
+def test_feature_maps_are_the_patch_tokens_of_the_stages(make_model, stages, apply_layernorm):
+    model = make_model(RatsBackbone, out_indices=stages, apply_layernorm=apply_layernorm, return_registers=True)
+    outputs = model(random_images(32, 48))
+    states = model.rats(random_images(32, 48), output_hidden_states=True).hidden_states
+    assert len(outputs.feature_maps) == len(outputs.registers) == len(stages)
+    assert outputs.hidden_states is None
+    for stage, feature_map, registers in zip(stages, outputs.feature_maps, outputs.registers, strict=True):
+        tokens = model.rats.layernorm(states[stage]) if apply_layernorm else states[stage]
+        assert feature_map.shape == (2, 32, 4, 6) and feature_map.is_contiguous()
+        torch.testing.assert_close(registers, tokens[:, :8])
+        for row, column in [(0, 0), (1, 5), (3, 2)]:
+            torch.testing.assert_close(feature_map[1, :, row, column], tokens[1, 8 + 6 * row + column])
+
+
+def test_feature_maps_may_stay_sequences_and_registers_may_be_left_out(make_model):
+    as_maps, as_sequences = make_model(RatsBackbone), make_model(RatsBackbone, reshape_hidden_states=False)
+    outputs = as_sequences(random_images(32, 48))
+    assert outputs.registers is None
+    torch.testing.assert_close(
+        outputs.feature_maps[0].transpose(1, 2).unflatten(-1, (4, 6)), as_maps(random_images(32, 48)).feature_maps[0]
+    )
+
+
+def test_backbone_tells_its_channels(make_model):
+    model = make_model(RatsBackbone, out_features=["stem", "stage2"])
+    assert model.channels == [32, 32] and model.num_features == [32] * 3
+    assert model.out_feature_channels == {"stem": 32, "stage1": 32, "stage2": 32}
+
+
+def test_a_framework_trains_on_the_backbone(make_config):
+    """UperNet takes any AutoBackbone configuration; the gradient reaches registers and patches."""
+    torch.manual_seed(0)
+    backbone = make_config(out_indices=[0, 1, 2], image_size=64)
+    settings = UperNetConfig(
+        backbone_config=backbone, hidden_size=16, num_labels=4, use_auxiliary_head=False, pool_scales=[1, 2]
+    )
+    model = UperNetForSemanticSegmentation(settings)
+    assert type(model.backbone) is RatsBackbone
+    outputs = model(torch.randn(2, 3, 64, 64), labels=torch.zeros(2, 64, 64, dtype=torch.long))
+    assert outputs.logits.shape == (2, 4, 64, 64)
+    outputs.loss.backward()
+    embeddings = model.backbone.rats.embeddings
+    assert embeddings.register_tokens.grad.abs().sum() > 0 and embeddings.patch_embeddings.weight.grad.abs().sum() > 0

@@ -1,0 +1,174 @@
+"""`pipeline("part-segmentation")`: images in, a mask for each part out."""
+
+import base64
+import io
+import os
+from collections import defaultdict
+from typing import Any
+
+import torch
+from huggingface_hub.utils import httpx
+from PIL import Image
+from transformers import Pipeline
+from transformers.utils import ModelOutput
+
+from .image_processing_rats import rgb_image
+
+LOADING_OPTIONS = ("local_files_only",)  # `pipeline` has used it when it hands it on
+IMAGE_OPTIONS = ("timeout", "size", "ensure_multiple_of")
+PART_OPTIONS = ("threshold", "mask_threshold", "merge_threshold", "min_area", "upsample_similarities")
+
+
+class PartSegmentationPipeline(Pipeline):
+    """Part segmentation with any [`RatsForPartSegmentation`]: the parts that its registers find, without any label.
+
+    Example:
+
+    ```python
+    >>> import modeling_rats  # registers the task
+    >>> from transformers import pipeline
+
+    >>> segmenter = pipeline("part-segmentation", model="path/or/name")
+    >>> parts = segmenter("bird.jpg", size={"height": 448, "width": 448})
+    >>> parts[0]["label"], parts[0]["mask"].size
+    ('register 5', (640, 480))
+
+    ```
+
+    The options of a call can also be given to `pipeline`, and then hold for all calls.
+    """
+
+    _load_processor: Any = False
+    _load_image_processor: Any = True
+    _load_video_processor: Any = False
+    _load_feature_extractor: Any = False
+    _load_tokenizer: Any = False
+
+    image_processor: Any
+
+    def __call__(self, inputs: Any, **options: Any) -> Any:  # type: ignore[override]  # as the library's own pipelines do
+        """Find the parts in one image or in many.
+
+        Args:
+            inputs: An image: a PIL image of any mode, the path, http(s) URL, data URL or base64 text of an image file, or its
+                bytes. Or many of them: a list, a generator, or a torch `Dataset` such as `KeyDataset`.
+            options: Any of these.
+                `size` (`{"height": pixels, "width": pixels}`) and `ensure_multiple_of`: the resolution at which the model
+                sees the image, as in [`RatsImageProcessor`].
+                `threshold`, `mask_threshold`, `merge_threshold`, `min_area`, `upsample_similarities`: which parts there are
+                and how they are cut out, as in [`RatsImageProcessor.post_process_part_segmentation`].
+                `timeout`: seconds to wait for a URL; no limit by default.
+                `batch_size` and `num_workers`, as in every pipeline. Images of one batch may differ in size.
+
+        Returns:
+            The parts of an image, most pixels first, a dict each: `label` ("register 5"), `score` in [-1, 1] (the mean
+            cosine of the register and its patches), `mask` (a PIL image of mode "L" and the size of the image as it is
+            displayed, 255 in the part, 0 elsewhere), `box` in pixels (`xmin`, `ymin`, `xmax`, `ymax`, the last two
+            exclusive), `register` (its index), `registers` (all that were merged into the part), `head` (the attention head
+            that owns the register, None if no head does) and `area` in pixels. A list of them for a list of images, an
+            iterator for a generator or a data set.
+
+        Raises:
+            TypeError: If an option is unknown.
+            ValueError: If an input cannot be read as an image.
+        """
+        if isinstance(inputs, list) and not inputs:  # where the parent looks at the first
+            return []
+        return super().__call__(inputs, **options)
+
+    def _sanitize_parameters(self, **options: Any) -> tuple[dict, dict, dict]:
+        known = (*IMAGE_OPTIONS, *PART_OPTIONS)
+        unknown = sorted(options.keys() - {*known, *LOADING_OPTIONS})
+        if unknown:
+            raise TypeError(f"part-segmentation got unknown options {', '.join(unknown)}; there are {', '.join(known)}.")
+        image_options = {name: options[name] for name in IMAGE_OPTIONS if name in options}
+        part_options = {name: options[name] for name in PART_OPTIONS if name in options}
+        return image_options, {}, part_options
+
+    def preprocess(self, input_: Any, timeout: float | None = None, **image_options: Any) -> dict[str, Any]:  # type: ignore[override]
+        image = read_image(input_, timeout)
+        pixel_values = self.image_processor(image, return_tensors="pt", **image_options)["pixel_values"]
+        # In a dict the parent leaves the tensors of a batch apart: it would join them, and their shapes may differ.
+        return {"image": {"pixel_values": pixel_values}, "target_size": (image.height, image.width)}
+
+    def _forward(self, input_tensors: dict[str, Any]) -> dict[str, Any]:  # type: ignore[override]
+        images = input_tensors["image"]  # one, or with a batch size above 1 a list of them
+        outputs = self._outputs_of(images) if isinstance(images, list) else self._outputs_of([images])[0]
+        return {"outputs": outputs, "target_size": input_tensors["target_size"]}
+
+    def _outputs_of(self, images: list[dict[str, torch.Tensor]]) -> list[ModelOutput]:
+        """What the processor reads of the model's outputs, for each image as for a batch of one; equal shapes run together."""
+        indices_by_shape = defaultdict(list)
+        for index, image in enumerate(images):
+            indices_by_shape[image["pixel_values"].shape].append(index)
+        outputs = {}
+        for indices in indices_by_shape.values():
+            batch = self.model(torch.cat([images[index]["pixel_values"] for index in indices]))  # (B, channels, height, width)
+            for row, index in enumerate(indices):
+                read = (name for name in ("similarities", "register_heads") if name in batch)
+                outputs[index] = ModelOutput({name: batch[name][row : row + 1] for name in read})
+        return [outputs[index] for index in range(len(images))]
+
+    def postprocess(self, model_outputs: dict[str, Any], **part_options: Any) -> list[dict[str, Any]]:  # type: ignore[override]
+        (result,) = self.image_processor.post_process_part_segmentation(
+            model_outputs["outputs"], target_sizes=[model_outputs["target_size"]], **part_options
+        )
+        return [
+            {
+                # Not the configuration's labels: these are the same, or they name the classes of a linear layer.
+                "label": f"register {segment['register']}",
+                "score": segment["score"],
+                "mask": Image.fromarray((result["segmentation"] == segment["id"]).to(torch.uint8).mul(255).numpy()),
+                "box": dict(zip(("xmin", "ymin", "xmax", "ymax"), segment["box"], strict=True)),
+                **{name: segment[name] for name in ("register", "registers", "head", "area")},
+            }
+            for segment in result["segments_info"]
+        ]
+
+
+def read_image(source: Any, timeout: float | None = None) -> Image.Image:
+    """Read one image of any kind and mode as RGB, upright.
+
+    Departs from `load_image` of transformers, which does not take bytes, and clips images of 16 bits to white.
+
+    Args:
+        source: A PIL image, the path, http(s) URL, data URL or base64 text of an image file, or its bytes.
+        timeout: Seconds to wait for a URL; no limit when None.
+
+    Raises:
+        ValueError: If this cannot be read as an image.
+    """
+    try:
+        return rgb_image(source if isinstance(source, Image.Image) else Image.open(io.BytesIO(_file_content(source, timeout))))
+    except Exception as error:  # each of Pillow's decoders has its own
+        raise ValueError(
+            f"{_name(source)} cannot be read as an image ({type(error).__name__}: {error}); give a PIL image, the path, "
+            "http(s) URL or base64 text of an image file, or its bytes."
+        ) from error
+
+
+def _file_content(source: Any, timeout: float | None) -> bytes:
+    if isinstance(source, bytes | bytearray | memoryview):
+        return bytes(source)
+    if isinstance(source, str) and source.startswith(("http://", "https://")):
+        return httpx.get(source, timeout=timeout, follow_redirects=True).raise_for_status().content
+    if isinstance(source, os.PathLike) or (isinstance(source, str) and os.path.isfile(source)):
+        with open(source, "rb") as file:
+            return file.read()
+    if isinstance(source, str):
+        text = source.partition(",")[2] if source.startswith("data:") else source
+        try:
+            return base64.b64decode("".join(text.split()), validate=True)
+        except ValueError as error:
+            raise FileNotFoundError("there is no such file, and it is no URL and no base64 text") from error
+    raise TypeError(f"it is a {type(source).__name__}")
+
+
+def _name(source: Any) -> str:
+    if isinstance(source, bytes | bytearray | memoryview):
+        return f"A file of {len(source)} bytes"
+    name = repr(source)
+    return name if len(name) <= 200 else f"{name[:200]}..."
+
+
+__all__ = ["PartSegmentationPipeline", "read_image"]
