@@ -10,11 +10,12 @@ from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 
-from PIL import Image, ImageOps
+from PIL import Image
 from transformers.utils.logging import disable_progress_bar
 
 from evaluation.data_sets import decode_image, open_images
 from evaluation.segmenters import ImageBatch, load_rats, rats_segmenter
+from modeling_rats.image_processing_rats import rgb_image
 from modeling_rats.visualization import draw_part_map, side_by_side
 
 
@@ -79,7 +80,7 @@ def run(arguments: Sequence[str] | None = None) -> list[Path]:
 def _read_files(paths: Sequence[Path]) -> Iterator[tuple[str, Image.Image]]:
     for path in paths:
         try:
-            yield path.stem, ImageOps.exif_transpose(Image.open(path)).convert("RGB")
+            yield path.stem, rgb_image(Image.open(path))
         except OSError as error:
             raise ValueError(f"{path} is no image that can be read ({error}); name image files.") from error
 

@@ -1,4 +1,4 @@
-# Copyright (c) 2026 The RATS for Hugging Face authors. MIT licence.
+# Copyright 2026 The RATS for Hugging Face authors. MIT licence.
 """Configuration of RATS (Register Attention Transformers, arXiv 2606.14701)."""
 
 import os

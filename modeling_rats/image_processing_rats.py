@@ -1,3 +1,4 @@
+# Copyright 2026 The RATS for Hugging Face authors. MIT licence.
 """Images in, pixel values out, and model outputs back to part maps at image size.
 
 Works without torchvision, but for `RatsImageProcessor` itself; `RatsImageProcessorPil` is its twin without it.
@@ -24,7 +25,7 @@ from transformers.image_utils import (
     load_image,
     make_flat_list_of_images,
 )
-from transformers.processing_utils import ImagesKwargs
+from transformers.processing_utils import ImagesKwargs, Unpack
 from transformers.utils import auto_docstring
 
 from .part_maps import segment_parts, strongest_map, upsample
@@ -252,9 +253,14 @@ class RatsImageProcessorMixin(BaseImageProcessor):
         return [BatchFeature(data={"segmentation": one.argmax(dim=0), "segmentation_scores": one}) for one in scores]
 
 
-@auto_docstring
+@auto_docstring(
+    custom_intro="Image processor of RATS on torchvision: images of any mode to pixel values, and outputs to part maps."
+)
 class RatsImageProcessor(RatsImageProcessorMixin, TorchvisionBackend):  # type: ignore[misc]  # its backend spells options out
     valid_kwargs = RatsImageProcessorKwargs
+
+    def __init__(self, **kwargs: Unpack[RatsImageProcessorKwargs]):
+        super().__init__(**kwargs)  # type: ignore[misc]  # it takes any
 
 
 def _upright(image: PIL.Image.Image) -> PIL.Image.Image:

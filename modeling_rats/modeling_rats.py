@@ -1,4 +1,4 @@
-# Copyright (c) 2026 The RATS for Hugging Face authors. MIT licence.
+# Copyright 2026 The RATS for Hugging Face authors. MIT licence.
 """RATS (Register Attention Transformers, arXiv 2606.14701): model, backbone, and heads for DINO, parts and classes.
 
 B batch  L patches  N registers  H heads  n = N/H registers per head  D hidden  d = D/H head dim  K prototypes
@@ -373,6 +373,11 @@ class RatsModel(RatsPreTrainedModel):
         torch.Size([1, 288, 48])
 
         ```"""
+        if kwargs.pop("attention_mask", None) is not None:  # type: ignore[typeddict-item]
+            raise ValueError(
+                "RATS takes no attention_mask: no patch is padding, for the images of a batch have one size. Resize them to "
+                "one size, or give those of each size as a batch of their own."
+            )
         hidden_states = self.embeddings(pixel_values, bool_masked_pos)  # (B, N + L, D)
         recorded = {
             name

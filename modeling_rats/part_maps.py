@@ -1,3 +1,4 @@
+# Copyright 2026 The RATS for Hugging Face authors. MIT licence.
 """Register/patch similarity -> part maps. Pure tensors: model, processor, evaluation and demo all read parts through here.
 
 B batch  L patches  N registers  D hidden; the patch grid is rows, columns, the image height, width in pixels

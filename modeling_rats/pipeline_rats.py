@@ -1,3 +1,4 @@
+# Copyright 2026 The RATS for Hugging Face authors. MIT licence.
 """`pipeline("part-segmentation")`: images in, a mask for each part out."""
 
 import base64

@@ -1,4 +1,4 @@
-# Copyright (c) 2026 The RATS for Hugging Face authors. MIT licence.
+# Copyright 2026 The RATS for Hugging Face authors. MIT licence.
 """Register attention: patches -> registers -> registers -> patches (RATS, arXiv 2606.14701, method figure).
 
 B batch  L patches  N registers  H heads  n = N/H registers per head  D hidden  d = D/H head dim

@@ -1,4 +1,4 @@
-# Copyright (c) 2026 The RATS for Hugging Face authors. MIT licence.
+# Copyright 2026 The RATS for Hugging Face authors. MIT licence.
 """What lets a saved folder or a Hub repository load without this package installed, with `trust_remote_code=True`.
 
 On every save transformers copies the file of the saved class, and each file that it imports relatively, beside the weights.

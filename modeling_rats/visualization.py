@@ -1,3 +1,4 @@
+# Copyright 2026 The RATS for Hugging Face authors. MIT licence.
 """Pictures of part maps, with colours that belong to a register: the same register looks the same everywhere."""
 
 import colorsys

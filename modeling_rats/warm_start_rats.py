@@ -1,3 +1,4 @@
+# Copyright 2026 The RATS for Hugging Face authors. MIT licence.
 """Warm start: everything but the registers from a ViT or DINO checkpoint, with a report of what was taken.
 
 B batch  L patches  N registers  H heads  D hidden

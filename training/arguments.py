@@ -73,6 +73,10 @@ class TrainingSettings:
     """The run: steps, optimiser, DINO, bookkeeping. Schedules count optimiser steps."""
 
     output_dir: str = field(default="outputs/pretrain", metadata={"help": "Folder of everything the run writes."})
+    warm_start: str | None = field(
+        default=None,
+        metadata={"help": "ViT or DINO checkpoint (folder, Hub name or file) to start from; only the registers begin anew."},
+    )
     steps: int = field(default=100_000, metadata={"help": "Optimiser steps of the whole run."})
     batch_size: int = field(default=512, metadata={"help": "Images per step over all ranks."})
     learning_rate: float = field(

@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from evaluation.data_sets import open_images
 from evaluation.synthetic_parts import count_cores, recorded_splits, write_dataset
-from modeling_rats import RatsConfig, RatsForPreTraining
+from modeling_rats import RatsConfig, RatsForPreTraining, load_vit_weights
 from training import checkpoint
 from training.arguments import DataSettings, ModelSettings, Settings, TrainingSettings, parse
 from training.crops import MultiCrop
@@ -43,8 +43,8 @@ def main(arguments: list[str] | None = None) -> Path:
     accelerator = start_accelerator(training_settings)
     output = Path(training_settings.output_dir)
     output.mkdir(parents=True, exist_ok=True)
-    run = build_run(accelerator, model_settings, data_settings, training_settings)
     try:
+        run = build_run(accelerator, model_settings, data_settings, training_settings)
         stream = open_stream(accelerator, data_settings, training_settings)
         resume(run, stream, settings, output)
     except (FileNotFoundError, ValueError) as error:  # what the user can mend, without a traceback
@@ -95,7 +95,10 @@ def build_run(accelerator: Accelerator, model: ModelSettings, data: DataSettings
         config = RatsConfig(**asdict(model), image_size=data.global_crop_size)
     except Exception as error:  # the strict configuration wraps the reason
         raise SystemExit(f"model settings: {error}") from error
-    student = MultiCropNetwork(RatsForPreTraining(config))
+    network = RatsForPreTraining(config)
+    if training.warm_start:
+        accelerator.print(load_vit_weights(network, training.warm_start))
+    student = MultiCropNetwork(network)
     teacher = build_teacher(student).to(accelerator.device)
     student = accelerator.prepare(student.train())
     loss = DinoLoss(config.num_prototypes, training.student_temperature, training.centering, training.center_momentum)

@@ -16,6 +16,7 @@ from training.student_teacher import MultiCropNetwork
 # Settings that a run may change when it goes on from a checkpoint.
 MAY_CHANGE = (
     "output_dir",
+    "warm_start",  # the checkpoint holds what became of it
     "steps",
     "mixed_precision",
     "cpu_threads",

@@ -217,6 +217,13 @@ def test_a_mask_of_the_wrong_shape_is_refused(make_model, shape):
         make_model()(random_images(), bool_masked_pos=torch.zeros(shape, dtype=torch.bool))
 
 
+@pytest.mark.parametrize("model_class", MODELS)
+def test_an_attention_mask_is_refused(make_model, model_class):
+    with pytest.raises(ValueError, match="RATS takes no attention_mask: no patch is padding"):
+        make_model(model_class)(random_images(), attention_mask=torch.ones(2, 16))
+    make_model(model_class)(random_images(), attention_mask=None)
+
+
 def test_a_mask_without_a_mask_token_is_refused(make_model):
     with pytest.raises(ValueError, match="no mask token; set use_mask_token=True"):
         make_model(use_mask_token=False)(random_images(), bool_masked_pos=torch.ones(2, 16))

@@ -17,7 +17,7 @@ import torch
 import yaml
 from accelerate.state import AcceleratorState
 from PIL import Image
-from transformers import AutoImageProcessor, AutoModel, AutoModelForSemanticSegmentation
+from transformers import AutoImageProcessor, AutoModel, AutoModelForSemanticSegmentation, ViTConfig, ViTModel
 
 from evaluation import part_segmentation
 from evaluation.synthetic_parts import write_dataset
@@ -131,6 +131,42 @@ def assert_same_end(output, finished):
             assert torch.equal(state[network][name], tensor), f"{network} {name}"
     last, expected_last = (read_log(folder / "log.jsonl")[-1] for folder in (output, finished))
     assert last | {"images_per_s": 0} == expected_last | {"images_per_s": 0}
+
+
+# Warm start
+
+
+@pytest.fixture
+def vit(tmp_path):
+    """A ViT of the recipe's sizes, saved to disk."""
+    torch.manual_seed(5)
+    sizes = {name: RECIPE[name] for name in ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")}
+    model = ViTModel(ViTConfig(**sizes, patch_size=8, image_size=32))
+    model.save_pretrained(tmp_path / "vit")
+    return model
+
+
+def test_a_warm_start_begins_at_the_weights_of_the_vit_and_can_be_resumed_without_it(make_arguments, tmp_path, vit, capsys):
+    output = tmp_path / "run"
+    # So small a learning rate that what is exported is what it started from.
+    still = {"learning_rate": 1e-12, "min_learning_rate": 0, "weight_decay": 0, "weight_decay_end": 0}
+    pretrain.main(make_arguments(output, warm_start=tmp_path / "vit", steps=3, **still))
+    assert "Warm start from" in capsys.readouterr().out
+    model = RatsModel.from_pretrained(output / "model")
+    theirs = dict(vit.named_parameters())
+    torch.testing.assert_close(
+        model.embeddings.patch_embeddings.weight, theirs["embeddings.patch_embeddings.projection.weight"], atol=1e-6, rtol=0
+    )
+    torch.testing.assert_close(model.encoder.layer[1].mlp.fc1.weight, vit.layers[1].mlp.fc1.weight, atol=1e-6, rtol=0)
+    pretrain.main(make_arguments(output, steps=4, **still))
+    assert last_state(output)["step"] == 4
+
+
+def test_a_warm_start_that_does_not_fit_is_refused(make_arguments, tmp_path, vit):
+    with pytest.raises(SystemExit, match="num_hidden_layers=1 does not fit"):
+        pretrain.main(make_arguments(tmp_path / "run", warm_start=tmp_path / "vit", num_hidden_layers=1))
+    with pytest.raises(SystemExit, match="no checkpoint"):
+        pretrain.main(make_arguments(tmp_path / "run", warm_start=tmp_path / "missing.pth"))
 
 
 # What a run leaves

@@ -1,0 +1,119 @@
+"""RATS set up for the common tests of transformers. `tests/test_transformers_common.py` runs this file inside their tree.
+
+Overridden is only what transformers' own vision models override too, and what looks up names in tables of transformers.
+"""
+
+import unittest
+
+import torch
+from transformers.models.auto import modeling_auto
+
+from modeling_rats import (
+    RatsBackbone,
+    RatsConfig,
+    RatsForImageClassification,
+    RatsForPartSegmentation,
+    RatsForPreTraining,
+    RatsImageProcessor,
+    RatsImageProcessorPil,
+    RatsModel,
+)
+
+from ...test_backbone_common import BackboneTesterMixin
+from ...test_configuration_common import ConfigTester
+from ...test_image_processing_common import (
+    ImageProcessingTester,
+    ImageProcessingTestMixin,
+    PostProcessSemanticSegmentationTestMixin,
+)
+from ...test_modeling_common import ModelTesterMixin, floats_tensor
+
+# By these tables the training tests know classes that have no loss.
+modeling_auto.MODEL_MAPPING_NAMES["rats"] = "RatsModel"
+modeling_auto.MODEL_FOR_BACKBONE_MAPPING_NAMES["rats"] = "RatsBackbone"
+
+BATCH_SIZE, IMAGE_SIZE, NUM_LABELS, NUM_PROTOTYPES = 3, 32, 3, 16
+FIELDS = {
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 37,
+    "num_registers": 8,
+    "patch_size": 8,
+    "image_size": IMAGE_SIZE,
+    "num_prototypes": NUM_PROTOTYPES,
+    "head_hidden_size": 24,
+    "head_bottleneck_size": 8,
+}
+
+
+class RatsModelTester:
+    batch_size = BATCH_SIZE
+    hidden_size = FIELDS["hidden_size"]
+    num_hidden_layers = FIELDS["num_hidden_layers"]
+    num_attention_heads = FIELDS["num_attention_heads"]
+    mask_length = (IMAGE_SIZE // FIELDS["patch_size"]) ** 2
+    seq_length = FIELDS["num_registers"] + mask_length
+    num_masks = 4
+    is_training = True
+
+    def get_config(self):
+        return RatsConfig(**FIELDS, num_labels=NUM_LABELS)
+
+    def prepare_config_and_inputs_for_common(self):
+        return self.get_config(), {"pixel_values": floats_tensor([BATCH_SIZE, 3, IMAGE_SIZE, IMAGE_SIZE])}
+
+
+class RatsModelTest(ModelTesterMixin, unittest.TestCase):
+    all_model_classes = (RatsModel, RatsBackbone, RatsForImageClassification, RatsForPartSegmentation, RatsForPreTraining)
+    test_resize_embeddings = False
+    has_attentions = True
+
+    def setUp(self):
+        self.model_tester = RatsModelTester()
+        self.config_tester = ConfigTester(self, config_class=RatsConfig, has_text_modality=False, **FIELDS)
+
+    def _prepare_for_class(self, inputs_dict, model_class, return_labels=False):
+        inputs_dict = super()._prepare_for_class(inputs_dict, model_class, return_labels)
+        labels = {
+            RatsForImageClassification: torch.zeros(BATCH_SIZE, dtype=torch.long),
+            RatsForPartSegmentation: torch.zeros(BATCH_SIZE, IMAGE_SIZE, IMAGE_SIZE, dtype=torch.long),
+            RatsForPreTraining: torch.full((BATCH_SIZE, NUM_PROTOTYPES), 1 / NUM_PROTOTYPES),
+        }
+        return inputs_dict | ({"labels": labels[model_class]} if return_labels and model_class in labels else {})
+
+    def test_config(self):
+        self.config_tester.run_common_tests()
+
+    def test_model_get_set_embeddings(self):  # patches are embedded by a convolution
+        for model_class in self.all_model_classes:
+            model = model_class(self.model_tester.get_config())
+            self.assertIsInstance(model.get_input_embeddings(), torch.nn.Conv2d)
+            self.assertIsNone(model.get_output_embeddings())
+
+    def test_attention_outputs(self):  # compress maps: the registers of a head x patches
+        self.model_tester.encoder_seq_length = FIELDS["num_registers"] // FIELDS["num_attention_heads"]
+        self.model_tester.key_length = self.model_tester.mask_length
+        super().test_attention_outputs()
+
+
+class RatsBackboneTest(BackboneTesterMixin, unittest.TestCase):
+    all_model_classes = (RatsBackbone,)
+    config_class = RatsConfig
+    has_attentions = True
+
+    def setUp(self):
+        self.model_tester = RatsModelTester()
+
+
+class RatsImageProcessingTester(ImageProcessingTester):
+    def __init__(self, parent, **kwargs):
+        super().__init__(parent, **({"size": {"height": 18, "width": 20}, "num_labels": 5} | kwargs))
+
+    def _get_image_processing_classes(self):
+        return {"torchvision": RatsImageProcessor, "pil": RatsImageProcessorPil}
+
+
+class RatsImageProcessingTest(ImageProcessingTestMixin, PostProcessSemanticSegmentationTestMixin, unittest.TestCase):
+    image_processor_tester_class = RatsImageProcessingTester
+    test_cast_dtype = True
