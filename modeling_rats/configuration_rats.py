@@ -157,12 +157,12 @@ class RatsConfig(BackboneConfigMixin, PreTrainedConfig):
     @property
     def patch_height_width(self) -> tuple[int, int]:
         """Height and width of a patch, in pixels."""
-        return _pair(self.patch_size)
+        return height_width(self.patch_size)
 
     @property
     def grid_size(self) -> tuple[int, int]:
         """Rows and columns of the patch grid at `image_size`, the grid of the learned position embeddings."""
-        image_height, image_width = _pair(self.image_size)
+        image_height, image_width = height_width(self.image_size)
         patch_height, patch_width = self.patch_height_width
         return image_height // patch_height, image_width // patch_width
 
@@ -192,7 +192,7 @@ class RatsConfig(BackboneConfigMixin, PreTrainedConfig):
                 f"num_registers={self.num_registers} must be divisible by num_attention_heads={heads} "
                 f"(each head owns N / H registers); use {_nearest_multiples(self.num_registers, heads)}."
             )
-        for side, image, patch in zip(("height", "width"), _pair(self.image_size), self.patch_height_width, strict=True):
+        for side, image, patch in zip(("height", "width"), height_width(self.image_size), self.patch_height_width, strict=True):
             if patch < 1 or image < patch or image % patch:
                 raise ValueError(
                     f"image_size {side} {image} px must be a positive multiple of the patch {side} {patch} px; "
@@ -209,7 +209,7 @@ def _register_labels(num_registers: int) -> list[str]:
     return [f"register {register}" for register in range(num_registers)]
 
 
-def _pair(size: int | list[int] | tuple[int, int]) -> tuple[int, int]:
+def height_width(size: int | list[int] | tuple[int, int]) -> tuple[int, int]:
     return (size, size) if isinstance(size, int) else (size[0], size[1])
 
 
@@ -218,4 +218,4 @@ def _nearest_multiples(value: int, of: int) -> str:
     return f"{below} or {below + of}" if below else str(of)
 
 
-__all__ = ["RatsConfig"]
+__all__ = ["RatsConfig", "height_width"]

@@ -199,7 +199,7 @@ class RatsImageProcessorMixin(BaseImageProcessor):
             ValueError: If the outputs have no similarities, the target sizes are not a pair of positive integers for each
                 image, a threshold is out of range, or `min_area` is negative.
         """
-        similarities = _field(outputs, "similarities")
+        similarities = _maps(outputs, "similarities")
         for name, value in {
             "threshold": threshold,
             "mask_threshold": mask_threshold,
@@ -245,7 +245,7 @@ class RatsImageProcessorMixin(BaseImageProcessor):
         Raises:
             ValueError: If the outputs have no logits, or the target sizes are not a pair of positive integers for each image.
         """
-        logits = _field(outputs, "logits")
+        logits = _maps(outputs, "logits")
         sizes = _checked_sizes(target_sizes, len(logits))
         if not return_segmentation_scores:
             return [strongest_map(one, size)[1] for one, size in zip(logits, sizes, strict=True)]
@@ -345,14 +345,21 @@ def _size_of_same_area(height: int, width: int, size: SizeDict, multiple: int) -
     return SizeDict(height=sides[0], width=sides[1])
 
 
-def _field(outputs: Any, name: str) -> Any:
-    """A field of model outputs that post-processing cannot do without."""
-    if getattr(outputs, name, None) is None:
+def _maps(outputs: Any, name: str) -> Any:
+    """A field of model outputs that post-processing cannot do without, one finite map an image."""
+    maps = getattr(outputs, name, None)
+    if maps is None:
         raise ValueError(
             f"{type(outputs).__name__} has no {name}; post-processing reads the outputs of RatsForPartSegmentation "
             "(loaded from the same checkpoint as any RATS model), called without return_dict=False."
         )
-    return getattr(outputs, name)
+    for index, one in enumerate(maps):
+        if not one.isfinite().all():
+            raise ValueError(
+                f"{name} of image {index} are not all finite; its pixel values hold nan or infinity (which RatsImageProcessor "
+                "refuses), or the model's weights do."
+            )
+    return maps
 
 
 def _checked_sizes(target_sizes: Any, batch_size: int) -> list[tuple[int, int] | None]:

@@ -551,3 +551,12 @@ def test_from_image_to_parts(processor_class, make_config):
     (result,) = processor.post_process_part_segmentation(outputs, [(image.height, image.width)])
     assert result["segmentation"].shape == (30, 90)
     assert sum(segment["area"] for segment in result["segments_info"]) == 2700
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("name", ["part", "semantic"])
+def test_maps_that_are_not_finite_are_refused(processor_class, similarities, name, bad):
+    similarities[1, 2, 0, 3] = bad
+    post_process = getattr(processor_class(), f"post_process_{name}_segmentation")
+    with pytest.raises(ValueError, match=r"(similarities|logits) of image 1 are not all finite; its pixel values hold nan"):
+        post_process(outputs_of(similarities))
