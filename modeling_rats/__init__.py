@@ -28,7 +28,7 @@ from .modeling_rats import (
     RatsPartSegmentationOutput,
     RatsPreTrainedModel,
 )
-from .pipeline_rats import PartSegmentationPipeline
+from .pipeline_rats import PartSegmentationPipeline, read_image
 from .version import __version__
 from .warm_start_rats import WarmStartReport, load_vit_weights, warm_start
 
@@ -80,5 +80,6 @@ __all__ = [
     "WarmStartReport",
     "__version__",
     "load_vit_weights",
+    "read_image",
     "warm_start",
 ]

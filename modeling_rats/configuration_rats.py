@@ -2,7 +2,7 @@
 """Configuration of RATS (Register Attention Transformers, arXiv 2606.14701)."""
 
 import os
-from copy import deepcopy
+from copy import copy, deepcopy
 
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
@@ -93,6 +93,7 @@ class RatsConfig(BackboneConfigMixin, PreTrainedConfig):
     ```"""
 
     model_type = "rats"
+    keys_to_ignore_at_inference = ["similarities", "register_heads"]  # of a Trainer, which evaluates logits
 
     hidden_size: int = 768
     num_hidden_layers: int = 12
@@ -121,10 +122,13 @@ class RatsConfig(BackboneConfigMixin, PreTrainedConfig):
     head_hidden_size: int = 2048
     head_bottleneck_size: int = 256
 
+    def __init_subclass__(cls, **kwargs):
+        super().__init_subclass__(**kwargs)
+        cls._auto_class = None  # that the code of a saved class goes with it is not inherited
+
     def __post_init__(self, **kwargs):
-        labels = list(self.id2label.values()) if self.id2label else []
-        own_labels = kwargs.get("num_labels") is not None or labels != _register_labels(len(labels))
-        if not own_labels:
+        labels = None if self.id2label is None else list(self.id2label.values())
+        if kwargs.get("num_labels") is None and (labels is None or (labels and labels == _register_labels(len(labels)))):
             # Each register is its own class, however many registers a saved configuration had.
             self.id2label = dict(enumerate(_register_labels(self.num_registers)))
             self.label2id = {label: register for register, label in self.id2label.items()}
@@ -132,18 +136,34 @@ class RatsConfig(BackboneConfigMixin, PreTrainedConfig):
         self.set_output_features_output_indices(
             out_features=kwargs.pop("out_features", None), out_indices=kwargs.pop("out_indices", None)
         )
+        leave_out = {"stage_names"}
         if not IS_REMOTE_CODE:  # this package serves the Auto classes and the pipeline, and no copy of it needs to be trusted
-            kwargs = {name: value for name, value in kwargs.items() if name not in ("auto_map", "custom_pipelines")}
-        super().__post_init__(**kwargs)
+            leave_out |= {"auto_map", "custom_pipelines"}
+        super().__post_init__(**{name: value for name, value in kwargs.items() if name not in leave_out})
+
+    @classmethod
+    def from_dict(cls, config_dict: dict, **kwargs):
+        """As the parent's, which assigns the fields given here after the others were checked: here all are checked together."""
+        names = {*cls.__dataclass_fields__, "num_labels", "out_features", "out_indices"} - {"dtype"}
+        given = {name: kwargs.pop(name) for name in [*kwargs] if name in names}
+        saved = dict(config_dict)
+        if "num_labels" in given and "id2label" not in given:
+            given |= {"id2label": None, "label2id": None}
+        elif given.get("id2label") and "label2id" not in given:
+            given["label2id"] = {label: index for index, label in given["id2label"].items()}
+        last_stage = "num_hidden_layers" in given and saved.get("out_indices") == [saved.get("num_hidden_layers")]
+        if last_stage or {"out_features", "out_indices"} & given.keys():  # the saved stages are not these
+            given = {"out_features": None, "out_indices": None} | given
+        return super().from_dict(saved | given, **kwargs)
 
     def save_pretrained(self, save_directory: str | os.PathLike, push_to_hub: bool = False, **kwargs) -> None:
         """As the parent's; the file also says which code serves each Auto class, for those who have not installed it."""
-        self.auto_map, self.custom_pipelines = deepcopy(AUTO_MAP), deepcopy(CUSTOM_PIPELINES)
-        try:
-            super().save_pretrained(save_directory, push_to_hub=push_to_hub, **kwargs)
-        finally:
-            if not IS_REMOTE_CODE:
-                del self.auto_map, self.custom_pipelines
+        saved = copy(self)
+        # Own entries are those of a user's class, registered and saved. With "--" they name the code of another repository.
+        own = {name: code for name, code in (getattr(self, "auto_map", None) or {}).items() if "--" not in str(code)}
+        saved.auto_map = deepcopy(AUTO_MAP | own)
+        saved.custom_pipelines = deepcopy((getattr(self, "custom_pipelines", None) or {}) | CUSTOM_PIPELINES)
+        super(RatsConfig, saved).save_pretrained(save_directory, push_to_hub=push_to_hub, **kwargs)
 
     @property
     def registers_are_labels(self) -> bool:
@@ -151,8 +171,10 @@ class RatsConfig(BackboneConfigMixin, PreTrainedConfig):
         return self.id2label == dict(enumerate(_register_labels(self.num_registers)))
 
     def to_diff_dict(self) -> dict:
-        """As the parent's, which leaves two labels of default names out: here they differ from no labels at all."""
-        return super().to_diff_dict() | {"id2label": self.id2label, "label2id": self.label2id}
+        """As the parent's, with all labels of the user's own, and without those that follow from the registers."""
+        labels = {"id2label": self.id2label, "label2id": self.label2id}
+        fields = {name: value for name, value in super().to_diff_dict().items() if name not in labels}
+        return fields if self.registers_are_labels else fields | labels
 
     @property
     def patch_height_width(self) -> tuple[int, int]:
@@ -173,6 +195,9 @@ class RatsConfig(BackboneConfigMixin, PreTrainedConfig):
         for name in (*counts, "num_channels", *head_counts):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 1.")
+        for name in ("layer_norm_eps", "initializer_range"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name}={getattr(self, name)} must not be negative.")
         if not 0 <= self.drop_path_rate < 1:
             raise ValueError(f"drop_path_rate={self.drop_path_rate} must be a probability, 0 <= rate < 1; use 0.1 as DINO.")
         for name in ("patch_size", "image_size"):
@@ -181,6 +206,8 @@ class RatsConfig(BackboneConfigMixin, PreTrainedConfig):
                 raise ValueError(
                     f"{name}={size} must be a number of pixels or two of them, height and width; use 16 or [16, 16]."
                 )
+            if min(height_width(size)) < 1:
+                raise ValueError(f"{name}={size} must be at least 1 px.")
         heads = self.num_attention_heads
         if self.hidden_size % heads:
             raise ValueError(
@@ -193,10 +220,10 @@ class RatsConfig(BackboneConfigMixin, PreTrainedConfig):
                 f"(each head owns N / H registers); use {_nearest_multiples(self.num_registers, heads)}."
             )
         for side, image, patch in zip(("height", "width"), height_width(self.image_size), self.patch_height_width, strict=True):
-            if patch < 1 or image < patch or image % patch:
+            if image < patch or image % patch:
                 raise ValueError(
                     f"image_size {side} {image} px must be a positive multiple of the patch {side} {patch} px; "
-                    f"use {_nearest_multiples(image, max(patch, 1))}."
+                    f"use {_nearest_multiples(image, patch)}."
                 )
         if not -self.num_hidden_layers - 1 <= self.part_layer <= self.num_hidden_layers:
             raise ValueError(

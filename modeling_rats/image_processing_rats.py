@@ -26,10 +26,12 @@ from transformers.image_utils import (
     make_flat_list_of_images,
 )
 from transformers.processing_utils import ImagesKwargs, Unpack
-from transformers.utils import auto_docstring
+from transformers.utils import auto_docstring, logging
 
 from .part_maps import segment_parts, strongest_map, upsample
 from .remote_code import AUTO_MAP
+
+logger = logging.get_logger(__name__)
 
 
 def rgb_image(image: PIL.Image.Image) -> PIL.Image.Image:
@@ -85,20 +87,27 @@ class RatsImageProcessorMixin(BaseImageProcessor):
     do_convert_rgb = True
     ensure_multiple_of = None
 
+    def __init_subclass__(cls, **kwargs):
+        super().__init_subclass__(**kwargs)
+        cls._auto_class = None  # that the code of a saved class goes with it is not inherited
+
     def to_dict(self) -> dict[str, Any]:
         """As the parent's; a saved file names both backends, for those who load it without this package."""
         fields = super().to_dict()
-        if "auto_map" in fields:  # set by transformers on saving, to this class alone
-            fields["auto_map"] = {"AutoImageProcessor": AUTO_MAP["AutoImageProcessor"]}
+        both = AUTO_MAP["AutoImageProcessor"]
+        if fields.get("auto_map", {}).get("AutoImageProcessor") in both:  # set by transformers on saving, to this class alone
+            fields["auto_map"] = {"AutoImageProcessor": both}
         return fields
 
     def fetch_images(self, image_url_or_urls: Any) -> Any:
         """Open files and URLs by PIL, whichever the backend: torchvision's decoders know fewer modes."""
         if isinstance(image_url_or_urls, list | tuple):
             return [self.fetch_images(one) for one in image_url_or_urls]
-        if isinstance(image_url_or_urls, str):
-            is_file = os.path.isfile(image_url_or_urls)
-            return PIL.Image.open(image_url_or_urls) if is_file else load_image(image_url_or_urls)
+        if isinstance(image_url_or_urls, str | os.PathLike):
+            path = os.fspath(image_url_or_urls)
+            image = PIL.Image.open(path) if os.path.isfile(path) else load_image(path)
+            image.load()  # and close its file: a long list would run out of them
+            return image
         return super().fetch_images(image_url_or_urls)
 
     def _prepare_images_structure(self, images: Any, expected_ndims: int = 3) -> Any:
@@ -150,6 +159,11 @@ class RatsImageProcessorMixin(BaseImageProcessor):
         ensure_multiple_of: int | None = None,
         **kwargs,
     ) -> BatchFeature:
+        if kwargs.get("do_rescale") and any("float" in str(image.dtype) and 0 < image.max() <= 1 for image in images):
+            logger.warning_once(
+                "An image of floats holds nothing above 1, as if it were scaled to 0..1 already, and is scaled as 0..255 all "
+                "the same; pass do_rescale=False if it is."
+            )
         if do_resize and ensure_multiple_of is not None:
             target_sizes = [_size_of_same_area(image.shape[-2], image.shape[-1], size, ensure_multiple_of) for image in images]
             images = [self.resize(image, target, resample) for image, target in zip(images, target_sizes, strict=True)]  # type: ignore[attr-defined]
@@ -354,6 +368,11 @@ def _maps(outputs: Any, name: str) -> Any:
             "(loaded from the same checkpoint as any RATS model), called without return_dict=False."
         )
     for index, one in enumerate(maps):
+        if one.ndim != 3:
+            raise ValueError(
+                f"{name} of image {index} have the shape {tuple(one.shape)}, but must be (registers or labels, rows, columns); "
+                "post-processing reads the outputs of RatsForPartSegmentation."
+            )
         if not one.isfinite().all():
             raise ValueError(
                 f"{name} of image {index} are not all finite; its pixel values hold nan or infinity (which RatsImageProcessor "

@@ -5,7 +5,9 @@ B batch  L patches  N registers  H heads  n = N/H registers per head  D hidden  
 """
 
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import islice
 
 import torch
 from torch import nn
@@ -15,11 +17,10 @@ from transformers.activations import ACT2FN
 from transformers.backbone_utils import BackboneMixin, filter_output_hidden_states
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BackboneOutput, BaseModelOutputWithPooling, ImageClassifierOutput, ModelOutput
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs, auto_docstring, logging
-from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
-from transformers.utils.output_capturing import OutputRecorder, capture_outputs, selected_hidden_states
+from transformers.utils.generic import can_return_tuple, maybe_autocast, merge_with_config_defaults
+from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 from .configuration_rats import RatsConfig
 from .part_maps import register_patch_similarities
@@ -276,7 +277,7 @@ class RatsPreTrainedModel(PreTrainedModel):
     _can_compile_fullgraph = True
     _input_embed_layer = "patch_embeddings"
     # A checkpoint of one class serves the others, which have no use for its head.
-    _keys_to_ignore_on_load_unexpected = [r"^head\.", r"^classifier\."]
+    _keys_to_ignore_on_load_unexpected = [r"^head\.", r"^(part_)?classifier\."]
     _can_record_outputs = {
         "hidden_states": RatsLayer,
         "attentions": OutputRecorder(RatsRegisterAttention, index=1),  # the compress maps, (B, H, n, L)
@@ -284,17 +285,44 @@ class RatsPreTrainedModel(PreTrainedModel):
         "broadcast_attentions": OutputRecorder(RatsRegisterAttention, index=3),  # (B, H, L, n)
     }
 
+    def __init_subclass__(cls, **kwargs):
+        super().__init_subclass__(**kwargs)
+        cls._auto_class = None  # that the code of a saved class goes with it is not inherited
+
+    def post_init(self) -> None:
+        super().post_init()
+        self._freeze_unused()
+
+    @classmethod
+    def from_pretrained(cls, *args, **kwargs):
+        """As the parent's, which makes all parameters trainable: those that this class never uses are frozen again."""
+        loaded = super().from_pretrained(*args, **kwargs)
+        (loaded[0] if isinstance(loaded, tuple) else loaded)._freeze_unused()
+        return loaded
+
+    def _freeze_unused(self) -> None:
+        """Freeze what a head never uses: DDP refuses trainable parameters that get no gradient. No head masks patches."""
+        mask_token = getattr(self.base_model.embeddings, "mask_token", None) if self.base_model is not self else None
+        if mask_token is not None:
+            mask_token.requires_grad_(False)
+
+    def _asked_for(self, kwargs: Mapping) -> set[str]:
+        """Which recordable outputs the call or the configuration asks for."""
+        return {
+            name
+            for name in self._can_record_outputs
+            if kwargs.get(f"output_{name}", getattr(self.config, f"output_{name}", False))
+        }
+
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
         std = self.config.initializer_range
         if isinstance(module, (nn.Linear, nn.Conv2d, RatsPrototypes)):
             init.trunc_normal_(module.weight, mean=0.0, std=std)
             bias = getattr(module, "bias", None)
             if bias is not None:
                 init.zeros_(bias)
-        elif isinstance(module, nn.LayerNorm):
-            init.ones_(module.weight)
-            init.zeros_(module.bias)
         elif isinstance(module, RatsEmbeddings):
             init.trunc_normal_(module.register_tokens, mean=0.0, std=std)
             init.trunc_normal_(module.position_embeddings, mean=0.0, std=std)
@@ -314,15 +342,21 @@ class RatsEncoder(RatsPreTrainedModel):
     @capture_outputs(tie_last_hidden_states=False)
     @auto_docstring
     def forward(
-        self, hidden_states: torch.Tensor, pooled_only: bool = False, **kwargs: Unpack[TransformersKwargs]
+        self,
+        hidden_states: torch.Tensor,
+        pooled_only: bool = False,
+        num_layers: int | None = None,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> RatsModelOutput:
         r"""
         pooled_only (`bool`, *optional*, defaults to `False`):
             Leave out the patch half of the last block and return its registers alone.
+        num_layers (`int`, *optional*, defaults to all of them):
+            Stop after this many blocks.
         """
-        last = len(self.layer) - 1
-        for index, layer in enumerate(self.layer):
-            hidden_states = layer(hidden_states, registers_only=pooled_only and index == last, **kwargs)
+        num_layers = len(self.layer) if num_layers is None else num_layers
+        for index, layer in enumerate(islice(self.layer, num_layers)):
+            hidden_states = layer(hidden_states, registers_only=pooled_only and index == num_layers - 1, **kwargs)
         return RatsModelOutput(last_hidden_state=hidden_states)
 
 
@@ -332,6 +366,7 @@ class RatsEncoder(RatsPreTrainedModel):
 class RatsModel(RatsPreTrainedModel):
     def __init__(self, config: RatsConfig):
         super().__init__(config)
+        config.validate_sizes()  # again: an assigned field is checked for its type alone
         self.embeddings = RatsEmbeddings(config)
         self.encoder = RatsEncoder(config)
         self.layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
@@ -347,6 +382,7 @@ class RatsModel(RatsPreTrainedModel):
         pixel_values: torch.Tensor,
         bool_masked_pos: torch.Tensor | None = None,
         pooled_only: bool = False,
+        num_layers: int | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> RatsModelOutput:
         r"""
@@ -357,6 +393,8 @@ class RatsModel(RatsPreTrainedModel):
         pooled_only (`bool`, *optional*, defaults to `False`):
             Only the registers are wanted: the patch half of the last block is not computed, and `last_hidden_state` is
             `(batch_size, num_registers, hidden_size)`. Ignored when hidden states or attentions are asked for.
+        num_layers (`int`, *optional*, defaults to all of them):
+            Stop after this many blocks and apply the final LayerNorm there; hidden states and maps end there, too.
 
         Returns:
             [`RatsModelOutput`], or the tuple of its fields with `return_dict=False`.
@@ -378,46 +416,32 @@ class RatsModel(RatsPreTrainedModel):
                 "RATS takes no attention_mask: no patch is padding, for the images of a batch have one size. Resize them to "
                 "one size, or give those of each size as a batch of their own."
             )
+        if num_layers is not None and not 0 <= num_layers <= self.config.num_hidden_layers:
+            raise ValueError(f"num_layers={num_layers} must be from 0 to the model's {self.config.num_hidden_layers} blocks.")
         hidden_states = self.embeddings(pixel_values, bool_masked_pos)  # (B, N + L, D)
-        recorded = {
-            name
-            for name in self._can_record_outputs
-            if kwargs.get(f"output_{name}", getattr(self.config, f"output_{name}", False))
-        }
-        self._warn_of_missing_maps(recorded)
-        encoded: RatsModelOutput = self.encoder(hidden_states, pooled_only=pooled_only and not recorded, **kwargs)
+        asked = self._asked_for(kwargs)
+        encoded: RatsModelOutput = self.encoder(
+            hidden_states, pooled_only=pooled_only and not asked, num_layers=num_layers, return_dict=True, **kwargs
+        )
+        self._warn_of_missing_maps([name for name in asked if not getattr(encoded, name)])
         tokens = self.layernorm(encoded.last_hidden_state)  # (B, N + L, D)
         # The paper's image representation: the mean over the final-layer registers goes into the DINO head.
         pooled = tokens[:, : self.config.num_registers].mean(dim=1)  # (B, D)
         return RatsModelOutput(last_hidden_state=tokens, pooler_output=pooled, **_recorded(encoded))
 
-    def _warn_of_missing_maps(self, recorded: set[str]) -> None:
-        """Say why maps that were asked for will be missing: the recorder returns an empty tuple without a word."""
-        maps = " and ".join(sorted(f"output_{name}" for name in recorded - {"hidden_states"}))
-        implementation = self.config._attn_implementation
-        if maps and implementation in ALL_ATTENTION_FUNCTIONS._global_mapping:
-            warnings.warn(
-                f"{maps} was asked for, but the attention implementation {implementation!r} computes no maps, and an empty "
-                'tuple is returned; call model.set_attn_implementation("eager") to have them.',
-                stacklevel=2,
+    def _warn_of_missing_maps(self, missing: list[str]) -> None:
+        """Say why maps that were asked for are missing: the recorder returns an empty tuple without a word."""
+        if not missing:
+            return
+        if missing == ["communicate_attentions"] and not self.config.communicate:
+            reason = "with communicate=False in its configuration this model has no communicate step"
+        else:
+            reason = (
+                f"the attention implementation {self.config._attn_implementation!r} returns no maps; call "
+                'model.set_attn_implementation("eager") to have them'
             )
-        elif "communicate_attentions" in recorded and not self.config.communicate:
-            warnings.warn(
-                "output_communicate_attentions was asked for, but with communicate=False in its configuration this model has "
-                "no communicate step, and an empty tuple is returned.",
-                stacklevel=2,
-            )
-
-
-def _model_of_head(config: RatsConfig) -> RatsModel:
-    """A model whose mask token is frozen: no head masks patches, and DDP refuses trainable parameters without a gradient.
-
-    Loading a checkpoint makes every parameter trainable again.
-    """
-    model = RatsModel(config)
-    if model.embeddings.mask_token is not None:
-        model.embeddings.mask_token.requires_grad_(False)
-    return model
+        asked = " and ".join(f"output_{name}" for name in sorted(missing))
+        warnings.warn(f"{asked} was asked for, but an empty tuple is returned: {reason}.", stacklevel=2)
 
 
 def _recorded(outputs: ModelOutput) -> dict[str, tuple[torch.Tensor, ...] | None]:
@@ -434,7 +458,7 @@ def _recorded(outputs: ModelOutput) -> dict[str, tuple[torch.Tensor, ...] | None
 class RatsBackbone(BackboneMixin, RatsPreTrainedModel):
     def __init__(self, config: RatsConfig):
         super().__init__(config)
-        self.rats = _model_of_head(config)
+        self.rats = RatsModel(config)
         self.num_features = [config.hidden_size] * (config.num_hidden_layers + 1)
         self.post_init()
 
@@ -461,7 +485,7 @@ class RatsBackbone(BackboneMixin, RatsPreTrainedModel):
         [(1, 48, 14, 20), (1, 48, 14, 20)]
 
         ```"""
-        outputs = self.rats(pixel_values, **kwargs)
+        outputs = self.rats(pixel_values, return_dict=True, **kwargs)
         feature_maps, registers = [], []
         for stage, tokens in zip(self.stage_names, outputs.hidden_states, strict=True):
             if stage in self.out_features:
@@ -476,6 +500,11 @@ class RatsBackbone(BackboneMixin, RatsPreTrainedModel):
             registers=tuple(registers) if self.config.return_registers else None,
             **_recorded(outputs),
         )
+
+
+def _weight_dtype(layer: nn.Linear, otherwise: torch.dtype) -> torch.dtype:
+    """The type that a layer wants; after torch's int8 quantisation `weight` is a method, and the layer takes floats."""
+    return layer.weight.dtype if isinstance(layer.weight, torch.Tensor) else otherwise
 
 
 def _split_registers(tokens: torch.Tensor, config: RatsConfig) -> tuple[torch.Tensor, torch.Tensor]:
@@ -521,7 +550,7 @@ class RatsProjectionHead(nn.Module):
         self.prototypes = RatsPrototypes(config.head_bottleneck_size, config.num_prototypes)
 
     def forward(self, pooled: torch.Tensor) -> torch.Tensor:
-        with torch.autocast(pooled.device.type, enabled=False):
+        with maybe_autocast(pooled.device.type, enabled=False):
             return self.prototypes(self.layers(pooled.to(self.prototypes.weight.dtype)))  # (B, K)
 
 
@@ -529,7 +558,7 @@ class RatsProjectionHead(nn.Module):
 class RatsForPreTraining(RatsPreTrainedModel):
     def __init__(self, config: RatsConfig):
         super().__init__(config)
-        self.rats = _model_of_head(config)
+        self.rats = RatsModel(config)
         self.head = RatsProjectionHead(config)
         self.post_init()
 
@@ -547,7 +576,7 @@ class RatsForPreTraining(RatsPreTrainedModel):
         Returns:
             [`RatsForPreTrainingOutput`], or the tuple of its fields with `return_dict=False`.
         """
-        outputs = self.rats(pixel_values, pooled_only=True, **kwargs)
+        outputs = self.rats(pixel_values, pooled_only=True, return_dict=True, **kwargs)
         logits = self.head(outputs.pooler_output)  # (B, K)
         loss = None
         if labels is not None:
@@ -575,7 +604,7 @@ class RatsForImageClassification(RatsPreTrainedModel):
                 f"{config.num_registers} registers, without a meaning; give num_labels=... or id2label={{0: ..., 1: ...}}."
             )
         self.num_labels = config.num_labels or 0
-        self.rats = _model_of_head(config)
+        self.rats = RatsModel(config)
         self.classifier = nn.Linear(config.hidden_size, self.num_labels) if self.num_labels > 0 else nn.Identity()
         self.post_init()
 
@@ -604,7 +633,7 @@ class RatsForImageClassification(RatsPreTrainedModel):
         torch.Size([1, 5])
 
         ```"""
-        outputs = self.rats(pixel_values, pooled_only=True, **kwargs)
+        outputs = self.rats(pixel_values, pooled_only=True, return_dict=True, **kwargs)
         logits = self.classifier(outputs.pooler_output)  # (B, num_labels)
         loss = None if labels is None else self.loss_function(labels, logits, self.config, **kwargs)
         return RatsImageClassifierOutput(loss=loss, logits=logits, **_recorded(outputs))
@@ -619,10 +648,15 @@ class RatsForImageClassification(RatsPreTrainedModel):
 class RatsForPartSegmentation(RatsPreTrainedModel):
     def __init__(self, config: RatsConfig):
         super().__init__(config)
-        self.rats = _model_of_head(config)
+        self.rats = RatsModel(config)
         num_labels = config.num_labels or config.num_registers
-        self.classifier = None if config.registers_are_labels else nn.Linear(config.num_registers, num_labels)
+        self.part_classifier = None if config.registers_are_labels else nn.Linear(config.num_registers, num_labels)
         self.post_init()
+
+    def _freeze_unused(self) -> None:
+        super()._freeze_unused()
+        for layer in self.rats.encoder.layer[self._part_layer() :]:
+            layer.requires_grad_(False)
 
     @can_return_tuple
     @auto_docstring
@@ -650,28 +684,34 @@ class RatsForPartSegmentation(RatsPreTrainedModel):
         torch.Size([1, 8, 14, 20])
 
         ```"""
-        layer = self.config.part_layer % (self.config.num_hidden_layers + 1)
-        asked = kwargs.pop("output_hidden_states", self.config.output_hidden_states)
-        wanted: bool | int | list[int] | None = asked
-        if layer != self.config.num_hidden_layers and asked is not True:  # this hidden state, beside those asked for
-            wanted = [layer, *(selected_hidden_states(asked or None) or [])]
-        outputs = self.rats(pixel_values, output_hidden_states=wanted, **kwargs)
-        tokens = outputs.last_hidden_state
-        if layer != self.config.num_hidden_layers:
-            tokens = self.rats.layernorm(outputs.hidden_states[layer])  # (B, N + L, D)
-        registers, patches = _split_registers(tokens, self.config)
+        if self._asked_for(kwargs):
+            outputs = self._run_whole(pixel_values, **kwargs)
+        else:
+            outputs = self.rats(pixel_values, num_layers=self._part_layer(), return_dict=True, **kwargs)
+        registers, patches = _split_registers(outputs.last_hidden_state, self.config)
         similarities = register_patch_similarities(registers, patches, _patch_grid(pixel_values, self.config))
         logits = similarities  # (B, N, rows, columns)
-        if self.classifier is not None:
-            features = similarities.movedim(1, -1).to(self.dtype)
-            logits = self.classifier(features).movedim(-1, 1)  # (B, num_labels, rows, columns)
+        if self.part_classifier is not None:
+            features = similarities.movedim(1, -1).to(_weight_dtype(self.part_classifier, self.dtype))
+            logits = self.part_classifier(features).movedim(-1, 1)  # (B, num_labels, rows, columns)
         return RatsPartSegmentationOutput(
             loss=None if labels is None else self._loss(logits, labels),
             logits=logits,
             similarities=similarities,
             register_heads=self._register_heads(similarities),
-            **_recorded(outputs) | ({} if asked else {"hidden_states": None}),
+            **_recorded(outputs),
         )
+
+    def _part_layer(self) -> int:
+        """How many blocks the tokens pass that give the parts."""
+        return self.config.part_layer % (self.config.num_hidden_layers + 1)
+
+    @filter_output_hidden_states  # all are recorded, and those that nobody asked for are taken out again
+    def _run_whole(self, pixel_values: torch.Tensor, **kwargs: Unpack[TransformersKwargs]) -> RatsModelOutput:
+        """All blocks, for hidden states and maps, with the tokens of the part layer as the last hidden state."""
+        outputs = self.rats(pixel_values, return_dict=True, **kwargs)
+        outputs.last_hidden_state = self.rats.layernorm(outputs.hidden_states[self._part_layer()])
+        return outputs
 
     def _register_heads(self, similarities: torch.Tensor) -> torch.Tensor | None:
         if not self.config.partition_registers:
@@ -683,8 +723,21 @@ class RatsForPartSegmentation(RatsPreTrainedModel):
     def _loss(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         if labels.ndim != 3 or labels.shape[0] != logits.shape[0]:
             raise ValueError(f"labels of shape {tuple(labels.shape)} must be ({logits.shape[0]}, height, width).")
+        if labels.is_floating_point():
+            raise ValueError(f"labels of type {labels.dtype} must be integers, one label a pixel.")
+        if logits.shape[1] < 2:
+            raise ValueError("a cross-entropy over one label is always 0; use num_labels=2, the background being one of them.")
+        ignored = self.config.semantic_loss_ignore_index
+        counted = labels != ignored  # (B, height, width)
+        outside = (labels < 0) | (labels >= logits.shape[1])
+        if not torch.compiler.is_compiling() and (outside & counted).any():
+            raise ValueError(
+                f"labels must be from 0 to {logits.shape[1] - 1}, or {ignored} (semantic_loss_ignore_index) for pixels that do "
+                f"not count, but hold {labels[outside & counted].unique().tolist()}."
+            )
         logits = nn.functional.interpolate(logits.float(), size=labels.shape[-2:], mode="bilinear", align_corners=False)
-        return nn.functional.cross_entropy(logits, labels.long(), ignore_index=self.config.semantic_loss_ignore_index)
+        loss = nn.functional.cross_entropy(logits, labels.long(), ignore_index=ignored, reduction="sum")
+        return loss / counted.sum().clamp(min=1)  # 0 and not nan if no pixel counts
 
 
 __all__ = [

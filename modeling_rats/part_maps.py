@@ -6,6 +6,7 @@ B batch  L patches  N registers  D hidden; the patch grid is rows, columns, the 
 
 import torch
 from torch import nn
+from transformers.utils.generic import maybe_autocast
 
 NO_PART = -1  # in a part map: the pixel belongs to no register
 
@@ -22,7 +23,7 @@ def register_patch_similarities(registers: torch.Tensor, patches: torch.Tensor, 
         Cosines in [-1, 1], float32 at least, (B, N, rows, columns).
     """
     dtype = torch.promote_types(registers.dtype, torch.float32)
-    with torch.autocast(registers.device.type, enabled=False):  # near 1 bfloat16 is coarser than what decides
+    with maybe_autocast(registers.device.type, enabled=False):  # near 1 bfloat16 is coarser than what decides
         registers = nn.functional.normalize(registers.to(dtype), dim=-1)  # (B, N, D)
         patches = nn.functional.normalize(patches.to(dtype), dim=-1)  # (B, L, D)
         return (registers @ patches.transpose(1, 2)).unflatten(-1, grid)  # (B, N, rows, columns)

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from huggingface_hub.utils import httpx
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from transformers import Pipeline
 from transformers.utils import ModelOutput
 
@@ -142,8 +142,12 @@ def read_image(source: Any, timeout: float | None = None) -> Image.Image:
     try:
         return rgb_image(source if isinstance(source, Image.Image) else Image.open(io.BytesIO(_file_content(source, timeout))))
     except Exception as error:  # each of Pillow's decoders has its own
+        unknown = isinstance(error, UnidentifiedImageError)  # its message is the address of the bytes in memory
+        reason = "of no known image format" if unknown else f"{type(error).__name__}: {error}"
+        is_text = isinstance(source, str) and unknown and not os.path.isfile(source) and "://" not in source
+        reason += ", read as base64 text since there is no such file" if is_text and not source.startswith("data:") else ""
         raise ValueError(
-            f"{_name(source)} cannot be read as an image ({type(error).__name__}: {error}); give a PIL image, the path, "
+            f"{_name(source)} cannot be read as an image ({reason}); give a PIL image, the path, "
             "http(s) URL or base64 text of an image file, or its bytes."
         ) from error
 

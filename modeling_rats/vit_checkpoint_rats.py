@@ -4,7 +4,6 @@
 import argparse
 import math
 import os
-import pickle
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -109,7 +108,7 @@ def _read_file(path: Path) -> Mapping[str, Any]:
         # Only tensors and plain containers are unpickled, and the arguments that the full checkpoints of DINO hold.
         with torch.serialization.safe_globals([argparse.Namespace]):
             entries = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
+    except Exception as error:  # of a file that is no checkpoint, torch raises what its bytes lead it to
         raise ValueError(
             f"{path} holds more than tensors, or is no checkpoint of torch, and is not opened: unpickling objects can run any "
             "code. If you trust it, load it yourself and give its state dict instead."

@@ -92,7 +92,8 @@ def warm_start(
         ValueError: The source is no ViT with a class token, learned positions and a plain MLP, is incomplete or not finite,
             does not fit `config_overrides`, or is a file that holds more than tensors.
     """
-    unknown = [name for name in config_overrides if not hasattr(RatsConfig(), name)]
+    known = {*RatsConfig.__dataclass_fields__, "num_labels", "out_features", "out_indices"}
+    unknown = [name for name in config_overrides if name not in known]
     if unknown:
         raise ValueError(f"{unknown} are no fields of RatsConfig; its documentation lists them.")
     source = read_vit_checkpoint(checkpoint)
@@ -185,7 +186,7 @@ def _positions(learned: torch.Tensor, source: VitCheckpoint, config: RatsConfig)
             f"{rows * columns + 1}; give image_size as the source was trained with."
         )
     class_position = learned[:, :before].sum(dim=1, keepdim=True)  # (1, 1, D)
-    positions, change = learned[:, before:], "without the class token's"  # (1, L, D)
+    positions, change = learned[:, before:], "without the class token's" if before else "as they are"  # (1, L, D)
     if (rows, columns) != config.grid_size:
         positions = positions.transpose(1, 2).unflatten(-1, (rows, columns))  # (1, D, rows, columns)
         positions = nn.functional.interpolate(positions, size=config.grid_size, mode="bicubic", align_corners=False)

@@ -73,7 +73,7 @@ def test_the_implementation_can_be_changed_after_loading(make_model, model_class
     assert model.config._attn_implementation == "sdpa"
     for module in model.modules():
         assert getattr(getattr(module, "config", None), "_attn_implementation", "sdpa") == "sdpa"
-    with pytest.warns(UserWarning, match="computes no maps"):
+    with pytest.warns(UserWarning, match="returns no maps"):
         assert model(IMAGES, output_attentions=True).attentions == ()
 
 
@@ -102,7 +102,7 @@ def test_flash_and_flex_attention_get_all_three_steps(make_model, monkeypatch, m
     steps = [compress, communicate, broadcast, compress, communicate] + ([] if pooled else [broadcast])
     assert [call[0] for call in calls] == steps
     assert {call[1:] for call in calls} == {(False, None, None, 8**-0.5, 0.0)}
-    with pytest.warns(UserWarning, match=f"'{implementation}' computes no maps"):
+    with pytest.warns(UserWarning, match=f"'{implementation}' returns no maps"):
         assert model(IMAGES, output_attentions=True).attentions == ()
 
 
@@ -209,7 +209,7 @@ def test_any_class_loads_from_any_other_without_unexpected_keys(make_config, tmp
     source.save_pretrained(tmp_path)
     model, info = loaded.from_pretrained(tmp_path, output_loading_info=True)
     assert not info["unexpected_keys"] and not info["mismatched_keys"] and not info["error_msgs"]
-    assert all(key.startswith(("head.", "classifier.")) for key in info["missing_keys"])
+    assert all(key.startswith(("head.", "classifier.", "part_classifier.")) for key in info["missing_keys"])
     first, second = source.state_dict(), model.state_dict()
     compared = {key.removeprefix("rats."): key for key in second if key not in info["missing_keys"]}
     assert len(compared) > 30
@@ -218,14 +218,28 @@ def test_any_class_loads_from_any_other_without_unexpected_keys(make_config, tmp
             assert torch.equal(first[key], second[compared[key.removeprefix("rats.")]]), key
 
 
-@pytest.mark.parametrize("model_class", [RatsForImageClassification, RatsForPartSegmentation])
-def test_a_classifier_of_another_size_is_refused_or_made_anew(make_model, tmp_path, model_class):
+@pytest.mark.parametrize("saved", [RatsForImageClassification, RatsForPartSegmentation])
+@pytest.mark.parametrize("loaded", [RatsForImageClassification, RatsForPartSegmentation])
+def test_the_labels_of_one_head_do_not_disturb_the_other(make_model, tmp_path, saved, loaded):
+    make_model(saved, num_labels=5, num_registers=32).save_pretrained(tmp_path)  # as many registers as channels
+    model, info = loaded.from_pretrained(tmp_path, output_loading_info=True)
+    assert not info["unexpected_keys"] and not info["mismatched_keys"]
+    own = {"classifier.weight", "classifier.bias"} if loaded is RatsForImageClassification else set()
+    own = own or {"part_classifier.weight", "part_classifier.bias"}
+    assert info["missing_keys"] == (set() if saved is loaded else own)
+    assert model(IMAGES).logits.shape[1] == 5
+
+
+@pytest.mark.parametrize(
+    "model_class, layer", [(RatsForImageClassification, "classifier"), (RatsForPartSegmentation, "part_classifier")]
+)
+def test_a_classifier_of_another_size_is_refused_or_made_anew(make_model, tmp_path, model_class, layer):
     make_model(model_class, num_labels=5).save_pretrained(tmp_path)
     with pytest.raises(RuntimeError, match="ignore_mismatched_sizes"):
         model_class.from_pretrained(tmp_path, num_labels=3)
     model, info = model_class.from_pretrained(tmp_path, num_labels=3, ignore_mismatched_sizes=True, output_loading_info=True)
-    assert {key for key, *_ in info["mismatched_keys"]} == {"classifier.weight", "classifier.bias"}
-    assert model.classifier.out_features == 3 and model.config.id2label == {i: f"LABEL_{i}" for i in range(3)}
+    assert {key for key, *_ in info["mismatched_keys"]} == {f"{layer}.weight", f"{layer}.bias"}
+    assert getattr(model, layer).out_features == 3 and model.config.id2label == {i: f"LABEL_{i}" for i in range(3)}
     assert model(IMAGES).logits.shape[1] == 3
 
 
@@ -302,7 +316,7 @@ def test_torchao_int8_stays_close(make_model, model_class):
 # Training conveniences
 
 
-@pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.* is deprecated")  # the newer name is not in 5.20
+@pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.* is deprecated")
 @pytest.mark.parametrize("use_reentrant", [True, False])
 @pytest.mark.parametrize("model_class", CLASSES)
 def test_gradient_checkpointing_changes_no_gradient(make_model, model_class, use_reentrant):
@@ -320,12 +334,43 @@ def test_gradient_checkpointing_changes_no_gradient(make_model, model_class, use
 
 
 @pytest.mark.parametrize("model_class", HEADS)
-def test_every_trainable_parameter_of_a_new_head_gets_a_gradient(make_model, model_class):
-    """DistributedDataParallel refuses a model in which one gets none; so the mask token is frozen."""
-    model = make_model(model_class).train()
-    assert {name for name, parameter in model.named_parameters() if parameter.requires_grad} == gradients(model).keys()
-    assert not model.rats.embeddings.mask_token.requires_grad
+def test_every_trainable_parameter_of_a_head_gets_a_gradient(make_model, tmp_path, model_class):
+    """DistributedDataParallel refuses a model in which one gets none; so the mask token is frozen, also after loading."""
+    make_model(model_class).save_pretrained(tmp_path)
+    for model in (make_model(model_class).train(), model_class.from_pretrained(tmp_path).train()):
+        assert {name for name, parameter in model.named_parameters() if parameter.requires_grad} == gradients(model).keys()
+        assert not model.rats.embeddings.mask_token.requires_grad
     assert make_model(RatsModel).embeddings.mask_token.requires_grad
+
+
+@pytest.mark.parametrize("model_class", CLASSES)
+def test_the_configuration_may_ask_for_tuples(make_model, model_class):
+    model = make_model(model_class)
+    expected = model(IMAGES).to_tuple()
+    model.config.return_dict = False
+    for first, second in zip(model(IMAGES), expected, strict=True):
+        torch.testing.assert_close(first, second)
+
+
+@pytest.mark.parametrize("model_class", CLASSES)
+def test_costs_can_be_counted_without_memory(make_config, model_class):
+    with torch.device("meta"):
+        model = model_class(make_config())
+    assert result(model(IMAGES.to("meta"))).device.type == "meta"
+
+
+def test_a_trainer_evaluates_logits_alone(make_config):
+    assert set(make_config().keys_to_ignore_at_inference) == {"similarities", "register_heads"}
+
+
+@pytest.mark.parametrize("part_layer", [0, -2])
+def test_another_part_layer_compiles_exports_and_checkpoints(make_model, fresh_compiler, part_layer):
+    model = make_model(RatsForPartSegmentation, part_layer=part_layer)
+    expected = result(model(IMAGES))
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(result(compiled(IMAGES)), expected, atol=1e-5, rtol=1e-5)
+    program = torch.export.export(model, (), {"pixel_values": IMAGES})
+    torch.testing.assert_close(result(program.module()(pixel_values=IMAGES)), expected, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("model_class", CLASSES)

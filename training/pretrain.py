@@ -96,7 +96,8 @@ def build_run(accelerator: Accelerator, model: ModelSettings, data: DataSettings
     except Exception as error:  # the strict configuration wraps the reason
         raise SystemExit(f"model settings: {error}") from error
     network = RatsForPreTraining(config)
-    if training.warm_start:
+    resumed = checkpoint.find(training.resume, Path(training.output_dir) / "checkpoints") is not None
+    if training.warm_start and not resumed:
         accelerator.print(load_vit_weights(network, training.warm_start))
     student = MultiCropNetwork(network)
     teacher = build_teacher(student).to(accelerator.device)

@@ -1,12 +1,15 @@
 """The configuration says what is wrong with a value, and comes back from disk as it was."""
 
+import json
 import re
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig
 
 from modeling_rats import RatsConfig
+from modeling_rats.remote_code import AUTO_MAP
 
 
 def test_default_is_the_largest_model_of_the_paper():
@@ -27,7 +30,7 @@ def test_default_is_the_largest_model_of_the_paper():
         ({"image_size": (32, 33)}, "image_size width 33 px .* use 32 or 40"),
         ({"image_size": 4}, "image_size height 4 px .* use 8"),
         ({"patch_size": (8, 5)}, "image_size width 32 px .* patch width 5 px; use 30 or 35"),
-        ({"patch_size": 0}, "patch height 0 px"),
+        ({"patch_size": 0}, "patch_size=0 must be at least 1 px"),
         ({"num_attention_heads": 0}, "num_attention_heads=0 must be at least 1"),
         ({"num_registers": 0}, "num_registers=0 must be at least 1"),
         ({"num_hidden_layers": 0}, "num_hidden_layers=0 must be at least 1"),
@@ -133,3 +136,62 @@ def test_every_own_field_is_documented():
 
 def _as_list(value):
     return list(value) if isinstance(value, tuple) else value
+
+
+# Fields given on loading
+
+
+@pytest.fixture
+def folder(make_config, tmp_path):
+    make_config().save_pretrained(tmp_path)
+    return tmp_path
+
+
+def test_the_labels_of_the_registers_are_not_saved_and_follow_their_number(folder):
+    assert "id2label" not in json.loads((folder / "config.json").read_text())
+    loaded = RatsConfig.from_pretrained(folder, num_registers=16)
+    assert loaded.registers_are_labels and loaded.num_labels == 16 and loaded.label2id["register 15"] == 15
+
+
+@pytest.mark.parametrize("given", [{"num_registers": 7}, {"patch_size": 5}, {"part_layer": 9}], ids=str)
+def test_fields_given_on_loading_are_checked_together(folder, given):
+    with pytest.raises(StrictDataclassError, match="must"):
+        RatsConfig.from_pretrained(folder, **given)
+
+
+@pytest.mark.parametrize("layers", [1, 4])
+def test_stages_follow_the_number_of_layers(folder, layers):
+    loaded = RatsConfig.from_pretrained(folder, num_hidden_layers=layers)
+    assert loaded.stage_names[-1] == f"stage{layers}" and loaded.out_indices == [layers]
+    assert len(loaded.stage_names) == layers + 1
+
+
+def test_stages_given_on_loading_replace_the_saved_ones(folder):
+    assert RatsConfig.from_pretrained(folder, out_indices=[0, 1]).out_features == ["stem", "stage1"]
+    assert RatsConfig.from_pretrained(folder, out_features=["stage1"]).out_indices == [1]
+
+
+def test_labels_given_on_loading_are_the_users_own(folder):
+    as_many_as_registers = RatsConfig.from_pretrained(folder, num_labels=8)
+    assert as_many_as_registers.id2label == {index: f"LABEL_{index}" for index in range(8)}
+    assert not as_many_as_registers.registers_are_labels
+    named = RatsConfig.from_pretrained(folder, id2label={0: "head", 1: "wheel"})
+    assert named.label2id == {"head": 0, "wheel": 1} and named.num_labels == 2
+
+
+def test_no_labels_at_all_survive_saving(make_config, tmp_path):
+    make_config(num_labels=0).save_pretrained(tmp_path)
+    assert RatsConfig.from_pretrained(tmp_path).num_labels == 0
+
+
+def test_unused_arguments_are_handed_back(folder):
+    config, unused = RatsConfig.from_pretrained(folder, num_registers=16, something=3, return_unused_kwargs=True)
+    assert config.num_registers == 16 and unused == {"something": 3}
+
+
+def test_threads_may_save_one_configuration(make_config, tmp_path):
+    config = make_config()
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda number: config.save_pretrained(tmp_path / str(number)), range(40)))
+    for number in range(40):
+        assert json.loads((tmp_path / str(number) / "config.json").read_text())["auto_map"] == AUTO_MAP

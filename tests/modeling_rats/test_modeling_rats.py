@@ -372,6 +372,30 @@ def test_training_reaches_every_parameter(make_model, model_class):
     assert {name.split(".")[-1] for name in without} <= {"mask_token"}
 
 
+class WithMore(RatsModel):
+    """What a user may add to a model."""
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.more = nn.ModuleList(
+            [
+                nn.Embedding(7, 8),
+                nn.BatchNorm2d(4),
+                nn.ConvTranspose2d(3, 4, 2),
+                nn.GroupNorm(2, 4),
+                nn.MultiheadAttention(8, 2),
+            ]
+        )
+        self.post_init()
+
+
+def test_modules_that_a_subclass_adds_are_initialised(make_model, tmp_path):
+    make_model().save_pretrained(tmp_path)
+    loaded = WithMore.from_pretrained(tmp_path)
+    for name, tensor in loaded.state_dict().items():
+        assert tensor.isfinite().all() and tensor.abs().max() < 10, name
+
+
 # Saving and loading
 
 
@@ -414,7 +438,7 @@ def test_part_segmentation_reads_a_pretraining_folder_whole(make_model, tmp_path
     pretrained.save_pretrained(tmp_path)
     parts, info = RatsForPartSegmentation.from_pretrained(tmp_path, output_loading_info=True)
     assert_same_weights(parts.rats, pretrained.rats)
-    assert not info["missing_keys"] and parts.classifier is None
+    assert not info["missing_keys"] and parts.part_classifier is None
 
 
 def test_auto_classes_find_the_models(make_model, tmp_path):
@@ -500,7 +524,7 @@ def test_part_layer_chooses_the_tokens(make_model, part_layer, state):
 def test_without_labels_the_logits_are_the_similarities(make_model):
     model = make_model(RatsForPartSegmentation)
     outputs = model(random_images())
-    assert model.classifier is None and model.config.id2label[3] == "register 3"
+    assert model.part_classifier is None and model.config.id2label[3] == "register 3"
     assert outputs.logits.shape == (2, 8, 4, 4) and torch.equal(outputs.logits, outputs.similarities)
     assert outputs.similarities.abs().max() <= 1 + 1e-5
 
@@ -509,7 +533,7 @@ def test_own_labels_add_a_linear_layer_over_the_similarities(make_model):
     model = make_model(RatsForPartSegmentation, num_labels=3)
     outputs = model(random_images(32, 48))
     assert outputs.logits.shape == (2, 3, 4, 6) and outputs.similarities.shape == (2, 8, 4, 6)
-    expected = model.classifier(outputs.similarities[1, :, 2, 5])
+    expected = model.part_classifier(outputs.similarities[1, :, 2, 5])
     torch.testing.assert_close(outputs.logits[1, :, 2, 5], expected)
 
 
@@ -525,7 +549,7 @@ def test_part_loss_is_the_pixels_cross_entropy_and_trains(make_model):
     torch.testing.assert_close(outputs.loss, torch.stack(losses).mean())
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     outputs.loss.backward()
-    assert model.classifier.weight.grad.any() and model.rats.embeddings.register_tokens.grad.any()
+    assert model.part_classifier.weight.grad.any() and model.rats.embeddings.register_tokens.grad.any()
     optimizer.step()
     assert model(random_images(32, 48), labels=labels).loss < outputs.loss
 
@@ -566,6 +590,64 @@ def test_pixels_with_the_ignored_label_do_not_count(make_model):
         partly[:, :20] = ignored
         expected = nn.functional.cross_entropy(logits[:, :, 20:], labels[:, 20:])
         torch.testing.assert_close(model(random_images(), labels=partly).loss, expected)
+
+
+@pytest.mark.parametrize("part_layer", [-1, -2, 0])
+def test_blocks_after_the_part_layer_are_neither_run_nor_trained(make_model, monkeypatch, part_layer):
+    model = make_model(RatsForPartSegmentation, part_layer=part_layer, num_labels=3).train()
+    layers, used = model.rats.encoder.layer, part_layer % 3
+    run = []
+    for index, layer in enumerate(layers):
+        layer.register_forward_hook(lambda *_, index=index: run.append(index))
+    model(random_images(), labels=torch.zeros(2, 32, 32, dtype=torch.long)).loss.backward()
+    assert run == list(range(used))
+    trainable = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    assert trainable == {name for name, parameter in model.named_parameters() if parameter.grad is not None}
+    assert all(parameter.requires_grad == (index < used) for index in range(2) for parameter in layers[index].parameters())
+
+
+def test_stopping_after_some_blocks(make_model):
+    model = make_model()
+    states = model(random_images(), output_hidden_states=True).hidden_states
+    for num_layers in (0, 1, 2):
+        outputs = model(random_images(), num_layers=num_layers)
+        torch.testing.assert_close(outputs.last_hidden_state, model.layernorm(states[num_layers]))
+        pooled = model(random_images(), num_layers=num_layers, pooled_only=True)
+        torch.testing.assert_close(pooled.pooler_output, outputs.pooler_output)
+    with pytest.raises(ValueError, match="num_layers=3 must be from 0 to the model's 2 blocks"):
+        model(random_images(), num_layers=3)
+
+
+@pytest.mark.parametrize(
+    "labels, message",
+    [
+        (torch.full((2, 32, 32), 3), r"from 0 to 2, or 255 \(semantic_loss_ignore_index\).*but hold \[3\]"),
+        (torch.full((2, 32, 32), -100), r"but hold \[-100\]"),
+        (torch.zeros(2, 32, 32), "labels of type torch.float32 must be integers"),
+    ],
+    ids=["too large", "negative", "floats"],
+)
+def test_labels_of_the_wrong_value_are_refused(make_model, labels, message):
+    with pytest.raises(ValueError, match=message):
+        make_model(RatsForPartSegmentation, num_labels=3)(random_images(), labels=labels)
+
+
+def test_one_label_is_nothing_to_learn(make_model):
+    with pytest.raises(ValueError, match="a cross-entropy over one label is always 0; use num_labels=2"):
+        make_model(RatsForPartSegmentation, num_labels=1)(random_images(), labels=torch.zeros(2, 32, 32, dtype=torch.long))
+
+
+def test_a_batch_without_a_pixel_that_counts_has_no_loss(make_model):
+    loss = make_model(RatsForPartSegmentation, num_labels=3)(random_images(), labels=torch.full((2, 32, 32), 255)).loss
+    assert loss == 0
+
+
+@pytest.mark.parametrize("first, second", [(torch.float32, torch.bfloat16), (torch.bfloat16, torch.float32)])
+def test_the_label_layer_may_have_a_type_of_its_own(make_model, first, second):
+    model = make_model(RatsForPartSegmentation, num_labels=3)
+    model.rats.to(first)
+    model.part_classifier.to(second)
+    assert model(random_images()).logits.isfinite().all()
 
 
 # Image classification

@@ -196,3 +196,45 @@ def _as_list(references):
 def _resolve(reference):
     module, name = reference.split(".")
     return getattr(importlib.import_module(f"modeling_rats.{module}"), name)
+
+
+OWN_CODE = """
+from modeling_rats import PartSegmentationPipeline, RatsModel
+class Mine(RatsModel):
+    pass
+class Registered(RatsModel):
+    pass
+Registered.register_for_auto_class("AutoModel")
+class MyPipeline(PartSegmentationPipeline):
+    pass
+"""
+
+
+@pytest.fixture
+def own_code(tmp_path, monkeypatch):
+    (tmp_path / "own_code.py").write_text(OWN_CODE)
+    monkeypatch.syspath_prepend(tmp_path)
+    yield importlib.import_module("own_code")
+    sys.modules.pop("own_code")
+
+
+def test_the_file_of_a_users_class_goes_with_it_only_if_registered(own_code, make_config, tmp_path):
+    own_code.Mine(make_config()).save_pretrained(tmp_path / "mine")
+    assert not (tmp_path / "mine" / "own_code.py").exists()
+    own_code.Registered(make_config()).save_pretrained(tmp_path / "registered")
+    assert (tmp_path / "registered" / "own_code.py").exists()
+    config = json.loads((tmp_path / "registered" / "config.json").read_text())
+    assert config["auto_map"] == AUTO_MAP | {"AutoModel": "own_code.Registered"}
+
+
+def test_a_users_pipeline_stays_in_the_folder(own_code, saved, tmp_path):
+    registry = transformers.pipelines.PIPELINE_REGISTRY
+    model_classes = (transformers.AutoModelForSemanticSegmentation,)
+    registry.register_pipeline("my-parts", pipeline_class=own_code.MyPipeline, pt_model=model_classes, type="image")
+    try:
+        transformers.pipeline("my-parts", model=str(saved)).save_pretrained(tmp_path / "again")
+    finally:
+        registry.supported_tasks.pop("my-parts")
+    config = json.loads((tmp_path / "again" / "config.json").read_text())
+    assert config["custom_pipelines"].keys() == {"my-parts", "part-segmentation"}
+    assert config["custom_pipelines"]["my-parts"]["impl"] == "own_code.MyPipeline"

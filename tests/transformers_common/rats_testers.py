@@ -28,9 +28,12 @@ from ...test_image_processing_common import (
 )
 from ...test_modeling_common import ModelTesterMixin, floats_tensor
 
-# By these tables the training tests know classes that have no loss.
+# By these tables the common tests know what a class is for: which has a loss, which labels it wants.
 modeling_auto.MODEL_MAPPING_NAMES["rats"] = "RatsModel"
 modeling_auto.MODEL_FOR_BACKBONE_MAPPING_NAMES["rats"] = "RatsBackbone"
+modeling_auto.MODEL_FOR_PRETRAINING_MAPPING_NAMES["rats"] = "RatsForPreTraining"
+modeling_auto.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES["rats"] = "RatsForImageClassification"
+modeling_auto.MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES["rats"] = "RatsForPartSegmentation"
 
 BATCH_SIZE, IMAGE_SIZE, NUM_LABELS, NUM_PROTOTYPES = 3, 32, 3, 16
 FIELDS = {
@@ -75,12 +78,9 @@ class RatsModelTest(ModelTesterMixin, unittest.TestCase):
 
     def _prepare_for_class(self, inputs_dict, model_class, return_labels=False):
         inputs_dict = super()._prepare_for_class(inputs_dict, model_class, return_labels)
-        labels = {
-            RatsForImageClassification: torch.zeros(BATCH_SIZE, dtype=torch.long),
-            RatsForPartSegmentation: torch.zeros(BATCH_SIZE, IMAGE_SIZE, IMAGE_SIZE, dtype=torch.long),
-            RatsForPreTraining: torch.full((BATCH_SIZE, NUM_PROTOTYPES), 1 / NUM_PROTOTYPES),
-        }
-        return inputs_dict | ({"labels": labels[model_class]} if return_labels and model_class in labels else {})
+        if return_labels and model_class is RatsForPreTraining:
+            inputs_dict["labels"] = torch.full((BATCH_SIZE, NUM_PROTOTYPES), 1 / NUM_PROTOTYPES)
+        return inputs_dict
 
     def test_config(self):
         self.config_tester.run_common_tests()
@@ -95,6 +95,23 @@ class RatsModelTest(ModelTesterMixin, unittest.TestCase):
         self.model_tester.encoder_seq_length = FIELDS["num_registers"] // FIELDS["num_attention_heads"]
         self.model_tester.key_length = self.model_tester.mask_length
         super().test_attention_outputs()
+
+
+class RatsOtherSettingsTest(RatsModelTest):
+    """Parts from an earlier layer, registers that no head owns, no communication, no mask token, positions interpolated."""
+
+    all_model_classes = (RatsForPartSegmentation, RatsForPreTraining, RatsModel)
+
+    def setUp(self):
+        super().setUp()
+        settings = {"part_layer": 1, "partition_registers": False, "communicate": False, "use_mask_token": False}
+        fields = FIELDS | settings | {"image_size": 2 * IMAGE_SIZE, "num_labels": NUM_LABELS}
+        self.model_tester.get_config = lambda: RatsConfig(**fields)
+
+    def test_attention_outputs(self):
+        self.model_tester.encoder_seq_length = FIELDS["num_registers"]
+        self.model_tester.key_length = self.model_tester.mask_length
+        super(RatsModelTest, self).test_attention_outputs()
 
 
 class RatsBackboneTest(BackboneTesterMixin, unittest.TestCase):
