@@ -8,7 +8,7 @@ from datasets.exceptions import DatasetsError
 from datasets.inspect import SplitsNotFoundError
 from huggingface_hub.errors import HFValidationError
 
-from modeling_rats.image_processing_rats import rgb_image
+from modeling_rats.image_inputs_rats import rgb_image
 
 # Among the OSErrors: datasets' kinds of FileNotFoundError, and ConnectionError without a network.
 _NOT_FOUND = (OSError, DatasetsError, SplitsNotFoundError, HFValidationError)

@@ -15,7 +15,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from evaluation.data_sets import decode_image, open_images
 from evaluation.segmenters import ImageBatch, load_rats, rats_segmenter
-from modeling_rats.image_processing_rats import rgb_image
+from modeling_rats.image_inputs_rats import rgb_image
 from modeling_rats.visualization import draw_part_map, side_by_side
 
 

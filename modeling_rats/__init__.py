@@ -13,22 +13,25 @@ from transformers import (
 from transformers.pipelines import PIPELINE_REGISTRY
 
 from .configuration_rats import RatsConfig
+from .image_inputs_rats import read_image
 from .image_processing_pil_rats import RatsImageProcessorPil
 from .image_processing_rats import RatsImageProcessor
+from .modeling_outputs_rats import (
+    RatsBackboneOutput,
+    RatsForPreTrainingOutput,
+    RatsImageClassifierOutput,
+    RatsModelOutput,
+    RatsPartSegmentationOutput,
+)
 from .modeling_rats import (
     RatsBackbone,
-    RatsBackboneOutput,
     RatsForImageClassification,
     RatsForPartSegmentation,
     RatsForPreTraining,
-    RatsForPreTrainingOutput,
-    RatsImageClassifierOutput,
     RatsModel,
-    RatsModelOutput,
-    RatsPartSegmentationOutput,
     RatsPreTrainedModel,
 )
-from .pipeline_rats import PartSegmentationPipeline, read_image
+from .pipeline_rats import PartSegmentationPipeline
 from .version import __version__
 from .warm_start_rats import WarmStartReport, load_vit_weights, warm_start
 

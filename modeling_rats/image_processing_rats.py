@@ -9,7 +9,6 @@ import operator
 import os
 from typing import Any
 
-import numpy as np
 import PIL.ExifTags
 import PIL.Image
 import PIL.ImageOps
@@ -28,35 +27,11 @@ from transformers.image_utils import (
 from transformers.processing_utils import ImagesKwargs, Unpack
 from transformers.utils import auto_docstring, logging
 
+from .image_inputs_rats import bytes_or_floats, check_sides, data_format, rgb_image, upright
 from .part_maps import segment_parts, strongest_map, upsample
 from .remote_code import AUTO_MAP
 
 logger = logging.get_logger(__name__)
-
-
-def rgb_image(image: PIL.Image.Image) -> PIL.Image.Image:
-    """An image of any mode as RGB, upright.
-
-    - EXIF orientation is applied: the result has the size of the image as it is displayed.
-    - Transparency (an alpha channel, or a transparent colour of a palette) is laid on white, as `convert_to_rgb` of
-      transformers does.
-    - 16-bit grey ("I;16") is scaled from 0..65535 to 0..255, where PIL would clip all above 255 to white.
-    - 32-bit integers ("I") are 8-bit levels if none is above 255, else 16-bit ones; what lies outside is clipped.
-    - Floats ("F") are 0..1 if none is above 1, else 8-bit levels; what lies outside is clipped.
-    - All other modes are converted by PIL.
-
-    Raises:
-        ValueError: If pixels are nan or infinite.
-    """
-    image = _upright(image)
-    if image.mode == "F" or image.mode.startswith("I"):
-        return PIL.Image.fromarray(_eight_bit_levels(image)).convert("RGB")
-    if image.mode in ("La", "RGBa"):  # premultiplied
-        image = image.convert("LA" if image.mode == "La" else "RGBA")
-    if "A" in image.getbands() or image.info.get("transparency") is not None:
-        white = PIL.Image.new("RGBA", image.size, "white")
-        image = PIL.Image.alpha_composite(white, image.convert("RGBA"))
-    return image.convert("RGB")
 
 
 class RatsImageProcessorKwargs(ImagesKwargs, total=False):
@@ -143,11 +118,11 @@ class RatsImageProcessorMixin(BaseImageProcessor):
     ) -> Any:
         """One image as (channels, height, width), an array or a tensor as the backend needs it."""
         if isinstance(image, PIL.Image.Image):
-            _check_sides(image.height, image.width)
-            image = rgb_image(image) if do_convert_rgb else _upright(image)
+            check_sides(image.height, image.width)
+            image = rgb_image(image) if do_convert_rgb else upright(image)
         else:
-            input_data_format = _data_format(image.shape, do_convert_rgb, input_data_format)
-            image = _bytes_or_floats(image)
+            input_data_format = data_format(image.shape, do_convert_rgb, input_data_format)
+            image = bytes_or_floats(image)
         return super().process_image(image, do_convert_rgb=do_convert_rgb, input_data_format=input_data_format, **kwargs)
 
     def _preprocess(
@@ -277,74 +252,6 @@ class RatsImageProcessor(RatsImageProcessorMixin, TorchvisionBackend):  # type: 
         super().__init__(**kwargs)  # type: ignore[misc]  # it takes any
 
 
-def _upright(image: PIL.Image.Image) -> PIL.Image.Image:
-    image.load()  # so that what fails below is EXIF alone, not the image
-    try:
-        orientation = image.getexif().get(PIL.ExifTags.Base.Orientation, 1)
-    except Exception:  # broken EXIF, for which Pillow has many errors, tells no orientation
-        return image
-    return image if orientation == 1 else PIL.ImageOps.exif_transpose(image)
-
-
-def _eight_bit_levels(image: PIL.Image.Image) -> np.ndarray:
-    """The grey levels of a mode that PIL would clip to 0..255 (see `rgb_image`), uint8, (height, width)."""
-    levels = np.asarray(image).astype(np.float64)
-    if not np.isfinite(levels).all():
-        raise ValueError('the image of mode "F" has pixels that are nan or infinite; replace them, e.g. by numpy.nan_to_num.')
-    highest = levels.max(initial=0)
-    if image.mode == "F":
-        full = 1 if highest <= 1 else 255
-    else:
-        full = 255 if image.mode == "I" and highest <= 255 else 65535
-    return (levels.clip(0, full) * (255 / full)).round().astype(np.uint8)
-
-
-def _check_sides(height: int, width: int) -> None:
-    if not (height and width):
-        raise ValueError(f"the image is {height} x {width} (height x width); each side must be at least one pixel.")
-
-
-def _data_format(
-    shape: tuple[int, ...], do_convert_rgb: bool | None, input_data_format: str | ChannelDimension | None
-) -> ChannelDimension:
-    """Which axis of an array holds the channels (see `RatsImageProcessorMixin`)."""
-    shape = tuple(shape)
-    if len(shape) != 3:
-        raise ValueError(f"an array of shape {shape} must be (height, width, channels) or (channels, height, width).")
-    axes = {ChannelDimension.FIRST: 0, ChannelDimension.LAST: 2}
-    if input_data_format is None:
-        readings = [layout for channels in (3, 4, 1) for layout, axis in axes.items() if shape[axis] == channels]
-        if not readings:
-            raise ValueError(
-                f"an array of shape {shape} must have 1, 3 or 4 channels, first or last; for other numbers give "
-                'do_convert_rgb=False and input_data_format="channels_first" or "channels_last".'
-            )
-        layout = readings[0]
-    else:
-        layout = ChannelDimension(input_data_format)
-    if do_convert_rgb and shape[axes[layout]] not in (1, 3, 4):
-        raise ValueError(
-            f"an array of shape {shape} has {shape[axes[layout]]} channels ({layout.value}); 1, 3 or 4 can be converted to "
-            "RGB. Give do_convert_rgb=False to keep them."
-        )
-    _check_sides(*(shape[1:] if layout == ChannelDimension.FIRST else shape[:2]))
-    return layout
-
-
-def _bytes_or_floats(image: np.ndarray | torch.Tensor) -> np.ndarray | torch.Tensor:
-    """uint8 as it is, all else as float32: each backend would resize other integers in its own way, one of them wrongly."""
-    pixels: np.ndarray | torch.Tensor
-    if isinstance(image, torch.Tensor):
-        is_bytes = image.dtype == torch.uint8
-        pixels = image if is_bytes else image.float()
-    else:
-        is_bytes = image.dtype == np.uint8
-        pixels = np.ascontiguousarray(image, dtype=np.uint8 if is_bytes else np.float32)  # torch takes no negative strides
-    if not is_bytes and not (math.isfinite(pixels.min()) and math.isfinite(pixels.max())):
-        raise ValueError("the image has pixels that are nan or infinite; replace them, e.g. by torch.nan_to_num.")
-    return pixels
-
-
 def _size_of_same_area(height: int, width: int, size: SizeDict, multiple: int) -> SizeDict:
     """About the area of `size` in the image's aspect ratio, each side a multiple of `multiple` and at least one."""
     if multiple < 1:
@@ -401,4 +308,4 @@ def _checked_size(size: Any, index: int) -> tuple[int, int]:
     return height, width
 
 
-__all__ = ["RatsImageProcessor", "RatsImageProcessorKwargs", "RatsImageProcessorMixin", "rgb_image"]
+__all__ = ["RatsImageProcessor", "RatsImageProcessorKwargs", "RatsImageProcessorMixin"]

@@ -6,7 +6,6 @@ B batch  L patches  N registers  H heads  n = N/H registers per head  D hidden  
 
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass
 from itertools import islice
 
 import torch
@@ -16,133 +15,24 @@ from transformers import initialization as init
 from transformers.activations import ACT2FN
 from transformers.backbone_utils import BackboneMixin, filter_output_hidden_states
 from transformers.modeling_layers import GradientCheckpointingLayer
-from transformers.modeling_outputs import BackboneOutput, BaseModelOutputWithPooling, ImageClassifierOutput, ModelOutput
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs, auto_docstring, logging
 from transformers.utils.generic import can_return_tuple, maybe_autocast, merge_with_config_defaults
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 from .configuration_rats import RatsConfig
+from .modeling_outputs_rats import (
+    RatsBackboneOutput,
+    RatsForPreTrainingOutput,
+    RatsImageClassifierOutput,
+    RatsModelOutput,
+    RatsPartSegmentationOutput,
+    recorded,
+)
 from .part_maps import register_patch_similarities
 from .register_attention import RatsRegisterAttention
 
 logger = logging.get_logger(__name__)
-
-
-@auto_docstring(custom_intro="Output of [`RatsModel`].")
-@dataclass
-class RatsModelOutput(BaseModelOutputWithPooling):
-    r"""
-    last_hidden_state (`torch.FloatTensor` of shape `(batch_size, num_registers + num_patches, hidden_size)`):
-        Tokens after the final LayerNorm, registers first.
-    pooler_output (`torch.FloatTensor` of shape `(batch_size, hidden_size)`):
-        Mean over the registers of `last_hidden_state`.
-    attentions (`tuple(torch.FloatTensor)`, *optional*, returned when `output_attentions=True`):
-        Compress maps of each layer, `(batch_size, num_heads, num_registers_per_head, num_patches)`.
-    communicate_attentions (`tuple(torch.FloatTensor)`, *optional*, returned when `output_communicate_attentions=True`):
-        Communicate maps of each layer, `(batch_size, num_heads, num_registers_per_head, num_registers_per_head)`.
-    broadcast_attentions (`tuple(torch.FloatTensor)`, *optional*, returned when `output_broadcast_attentions=True`):
-        Broadcast maps of each layer, `(batch_size, num_heads, num_patches, num_registers_per_head)`.
-    """
-
-    communicate_attentions: tuple[torch.Tensor, ...] | None = None
-    broadcast_attentions: tuple[torch.Tensor, ...] | None = None
-
-
-@auto_docstring(custom_intro="Output of [`RatsBackbone`].")
-@dataclass
-class RatsBackboneOutput(BackboneOutput):
-    r"""
-    feature_maps (`tuple(torch.FloatTensor)`):
-        Patch tokens of each stage in `out_features`, `(batch_size, hidden_size, rows, columns)`, or
-        `(batch_size, num_patches, hidden_size)` with `reshape_hidden_states=False`.
-    registers (`tuple(torch.FloatTensor)`, *optional*, returned when `return_registers` is set in the configuration):
-        Register tokens of the same stages, `(batch_size, num_registers, hidden_size)`.
-    attentions (`tuple(torch.FloatTensor)`, *optional*, returned when `output_attentions=True`):
-        Compress maps of each layer, `(batch_size, num_heads, num_registers_per_head, num_patches)`.
-    communicate_attentions (`tuple(torch.FloatTensor)`, *optional*, returned when `output_communicate_attentions=True`):
-        Communicate maps of each layer, `(batch_size, num_heads, num_registers_per_head, num_registers_per_head)`.
-    broadcast_attentions (`tuple(torch.FloatTensor)`, *optional*, returned when `output_broadcast_attentions=True`):
-        Broadcast maps of each layer, `(batch_size, num_heads, num_patches, num_registers_per_head)`.
-    """
-
-    registers: tuple[torch.Tensor, ...] | None = None
-    communicate_attentions: tuple[torch.Tensor, ...] | None = None
-    broadcast_attentions: tuple[torch.Tensor, ...] | None = None
-
-
-@auto_docstring(custom_intro="Output of [`RatsForImageClassification`].")
-@dataclass
-class RatsImageClassifierOutput(ImageClassifierOutput):
-    r"""
-    loss (`torch.FloatTensor` of shape `(1,)`, *optional*, returned when `labels` is given):
-        Loss of `config.problem_type`, cross-entropy for integer labels.
-    logits (`torch.FloatTensor` of shape `(batch_size, num_labels)`):
-        Label scores, before the softmax.
-    attentions (`tuple(torch.FloatTensor)`, *optional*, returned when `output_attentions=True`):
-        Compress maps of each layer, `(batch_size, num_heads, num_registers_per_head, num_patches)`.
-    communicate_attentions (`tuple(torch.FloatTensor)`, *optional*, returned when `output_communicate_attentions=True`):
-        Communicate maps of each layer, `(batch_size, num_heads, num_registers_per_head, num_registers_per_head)`.
-    broadcast_attentions (`tuple(torch.FloatTensor)`, *optional*, returned when `output_broadcast_attentions=True`):
-        Broadcast maps of each layer, `(batch_size, num_heads, num_patches, num_registers_per_head)`.
-    """
-
-    communicate_attentions: tuple[torch.Tensor, ...] | None = None
-    broadcast_attentions: tuple[torch.Tensor, ...] | None = None
-
-
-@auto_docstring(custom_intro="Output of [`RatsForPreTraining`].")
-@dataclass
-class RatsForPreTrainingOutput(ModelOutput):
-    r"""
-    loss (`torch.FloatTensor` of shape `(1,)`, *optional*, returned when `labels` is given):
-        Cross-entropy of the logits with the target probabilities, averaged over the batch.
-    logits (`torch.FloatTensor` of shape `(batch_size, num_prototypes)`):
-        Cosine of the projected image with each prototype, before any temperature.
-    attentions (`tuple(torch.FloatTensor)`, *optional*, returned when `output_attentions=True`):
-        Compress maps of each layer, `(batch_size, num_heads, num_registers_per_head, num_patches)`.
-    communicate_attentions (`tuple(torch.FloatTensor)`, *optional*, returned when `output_communicate_attentions=True`):
-        Communicate maps of each layer, `(batch_size, num_heads, num_registers_per_head, num_registers_per_head)`.
-    broadcast_attentions (`tuple(torch.FloatTensor)`, *optional*, returned when `output_broadcast_attentions=True`):
-        Broadcast maps of each layer, `(batch_size, num_heads, num_patches, num_registers_per_head)`.
-    """
-
-    loss: torch.Tensor | None = None
-    logits: torch.Tensor | None = None
-    hidden_states: tuple[torch.Tensor, ...] | None = None
-    attentions: tuple[torch.Tensor, ...] | None = None
-    communicate_attentions: tuple[torch.Tensor, ...] | None = None
-    broadcast_attentions: tuple[torch.Tensor, ...] | None = None
-
-
-@auto_docstring(custom_intro="Output of [`RatsForPartSegmentation`].")
-@dataclass
-class RatsPartSegmentationOutput(ModelOutput):
-    r"""
-    loss (`torch.FloatTensor` of shape `(1,)`, *optional*, returned when `labels` is given):
-        Cross-entropy of the logits, upsampled to the labels, averaged over the labelled pixels.
-    logits (`torch.FloatTensor` of shape `(batch_size, num_labels, rows, columns)`):
-        Label scores on the patch grid: the similarities themselves while each register is its own label.
-    similarities (`torch.FloatTensor` of shape `(batch_size, num_registers, rows, columns)`):
-        Cosine of each register token with each patch token.
-    register_heads (`torch.LongTensor` of shape `(batch_size, num_registers)`, *optional*):
-        Attention head that owns each register; None if `partition_registers` is off and no head owns any.
-    attentions (`tuple(torch.FloatTensor)`, *optional*, returned when `output_attentions=True`):
-        Compress maps of each layer, `(batch_size, num_heads, num_registers_per_head, num_patches)`.
-    communicate_attentions (`tuple(torch.FloatTensor)`, *optional*, returned when `output_communicate_attentions=True`):
-        Communicate maps of each layer, `(batch_size, num_heads, num_registers_per_head, num_registers_per_head)`.
-    broadcast_attentions (`tuple(torch.FloatTensor)`, *optional*, returned when `output_broadcast_attentions=True`):
-        Broadcast maps of each layer, `(batch_size, num_heads, num_patches, num_registers_per_head)`.
-    """
-
-    loss: torch.Tensor | None = None
-    logits: torch.Tensor | None = None
-    similarities: torch.Tensor | None = None
-    register_heads: torch.Tensor | None = None
-    hidden_states: tuple[torch.Tensor, ...] | None = None
-    attentions: tuple[torch.Tensor, ...] | None = None
-    communicate_attentions: tuple[torch.Tensor, ...] | None = None
-    broadcast_attentions: tuple[torch.Tensor, ...] | None = None
 
 
 class RatsEmbeddings(nn.Module):
@@ -427,7 +317,7 @@ class RatsModel(RatsPreTrainedModel):
         tokens = self.layernorm(encoded.last_hidden_state)  # (B, N + L, D)
         # The paper's image representation: the mean over the final-layer registers goes into the DINO head.
         pooled = tokens[:, : self.config.num_registers].mean(dim=1)  # (B, D)
-        return RatsModelOutput(last_hidden_state=tokens, pooler_output=pooled, **_recorded(encoded))
+        return RatsModelOutput(last_hidden_state=tokens, pooler_output=pooled, **recorded(encoded))
 
     def _warn_of_missing_maps(self, missing: list[str]) -> None:
         """Say why maps that were asked for are missing: the recorder returns an empty tuple without a word."""
@@ -442,11 +332,6 @@ class RatsModel(RatsPreTrainedModel):
             )
         asked = " and ".join(f"output_{name}" for name in sorted(missing))
         warnings.warn(f"{asked} was asked for, but an empty tuple is returned: {reason}.", stacklevel=2)
-
-
-def _recorded(outputs: ModelOutput) -> dict[str, tuple[torch.Tensor, ...] | None]:
-    """What the encoder recorded, as the outputs of all classes hand it on."""
-    return {name: getattr(outputs, name) for name in RatsPreTrainedModel._can_record_outputs}
 
 
 @auto_docstring(
@@ -498,7 +383,7 @@ class RatsBackbone(BackboneMixin, RatsPreTrainedModel):
         return RatsBackboneOutput(
             feature_maps=tuple(feature_maps),  # type: ignore[arg-type]  # the parent's annotation says one
             registers=tuple(registers) if self.config.return_registers else None,
-            **_recorded(outputs),
+            **recorded(outputs),
         )
 
 
@@ -586,7 +471,7 @@ class RatsForPreTraining(RatsPreTrainedModel):
                     f"prototypes, of shape {tuple(logits.shape)} and a floating type."
                 )
             loss = nn.functional.cross_entropy(logits.float(), labels.float())
-        return RatsForPreTrainingOutput(loss=loss, logits=logits, **_recorded(outputs))
+        return RatsForPreTrainingOutput(loss=loss, logits=logits, **recorded(outputs))
 
 
 @auto_docstring(
@@ -636,7 +521,7 @@ class RatsForImageClassification(RatsPreTrainedModel):
         outputs = self.rats(pixel_values, pooled_only=True, return_dict=True, **kwargs)
         logits = self.classifier(outputs.pooler_output)  # (B, num_labels)
         loss = None if labels is None else self.loss_function(labels, logits, self.config, **kwargs)
-        return RatsImageClassifierOutput(loss=loss, logits=logits, **_recorded(outputs))
+        return RatsImageClassifierOutput(loss=loss, logits=logits, **recorded(outputs))
 
 
 @auto_docstring(
@@ -699,7 +584,7 @@ class RatsForPartSegmentation(RatsPreTrainedModel):
             logits=logits,
             similarities=similarities,
             register_heads=self._register_heads(similarities),
-            **_recorded(outputs),
+            **recorded(outputs),
         )
 
     def _part_layer(self) -> int:
@@ -742,14 +627,9 @@ class RatsForPartSegmentation(RatsPreTrainedModel):
 
 __all__ = [
     "RatsBackbone",
-    "RatsBackboneOutput",
     "RatsForImageClassification",
     "RatsForPartSegmentation",
     "RatsForPreTraining",
-    "RatsForPreTrainingOutput",
-    "RatsImageClassifierOutput",
     "RatsModel",
-    "RatsModelOutput",
-    "RatsPartSegmentationOutput",
     "RatsPreTrainedModel",
 ]

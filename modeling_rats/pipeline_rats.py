@@ -1,19 +1,15 @@
 # Copyright 2026 The RATS for Hugging Face authors. MIT licence.
 """`pipeline("part-segmentation")`: images in, a mask for each part out."""
 
-import base64
-import io
-import os
 from collections import defaultdict
 from typing import Any
 
 import torch
-from huggingface_hub.utils import httpx
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from transformers import Pipeline
 from transformers.utils import ModelOutput
 
-from .image_processing_rats import rgb_image
+from .image_inputs_rats import read_image
 
 LOADING_OPTIONS = ("local_files_only",)  # `pipeline` has used it when it hands it on
 IMAGE_OPTIONS = ("timeout", "size", "ensure_multiple_of")
@@ -127,53 +123,4 @@ class PartSegmentationPipeline(Pipeline):
         ]
 
 
-def read_image(source: Any, timeout: float | None = None) -> Image.Image:
-    """Read one image of any kind and mode as RGB, upright.
-
-    Departs from `load_image` of transformers, which does not take bytes, and clips images of 16 bits to white.
-
-    Args:
-        source: A PIL image, the path, http(s) URL, data URL or base64 text of an image file, or its bytes.
-        timeout: Seconds to wait for a URL; no limit when None.
-
-    Raises:
-        ValueError: If this cannot be read as an image.
-    """
-    try:
-        return rgb_image(source if isinstance(source, Image.Image) else Image.open(io.BytesIO(_file_content(source, timeout))))
-    except Exception as error:  # each of Pillow's decoders has its own
-        unknown = isinstance(error, UnidentifiedImageError)  # its message is the address of the bytes in memory
-        reason = "of no known image format" if unknown else f"{type(error).__name__}: {error}"
-        is_text = isinstance(source, str) and unknown and not os.path.isfile(source) and "://" not in source
-        reason += ", read as base64 text since there is no such file" if is_text and not source.startswith("data:") else ""
-        raise ValueError(
-            f"{_name(source)} cannot be read as an image ({reason}); give a PIL image, the path, "
-            "http(s) URL or base64 text of an image file, or its bytes."
-        ) from error
-
-
-def _file_content(source: Any, timeout: float | None) -> bytes:
-    if isinstance(source, bytes | bytearray | memoryview):
-        return bytes(source)
-    if isinstance(source, str) and source.startswith(("http://", "https://")):
-        return httpx.get(source, timeout=timeout, follow_redirects=True).raise_for_status().content
-    if isinstance(source, os.PathLike) or (isinstance(source, str) and os.path.isfile(source)):
-        with open(source, "rb") as file:
-            return file.read()
-    if isinstance(source, str):
-        text = source.partition(",")[2] if source.startswith("data:") else source
-        try:
-            return base64.b64decode("".join(text.split()), validate=True)
-        except ValueError as error:
-            raise FileNotFoundError("there is no such file, and it is no URL and no base64 text") from error
-    raise TypeError(f"it is a {type(source).__name__}")
-
-
-def _name(source: Any) -> str:
-    if isinstance(source, bytes | bytearray | memoryview):
-        return f"A file of {len(source)} bytes"
-    name = repr(source)
-    return name if len(name) <= 200 else f"{name[:200]}..."
-
-
-__all__ = ["PartSegmentationPipeline", "read_image"]
+__all__ = ["PartSegmentationPipeline"]

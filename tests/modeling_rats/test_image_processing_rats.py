@@ -13,8 +13,8 @@ from transformers.utils import ModelOutput
 
 from evaluation.data_sets import decode_image
 from modeling_rats import RatsConfig, RatsForPartSegmentation, RatsImageProcessor
+from modeling_rats.image_inputs_rats import rgb_image
 from modeling_rats.image_processing_pil_rats import RatsImageProcessorPil
-from modeling_rats.image_processing_rats import rgb_image
 from modeling_rats.part_maps import part_map, segment_parts
 
 ORIENTATION = 0x0112  # the EXIF tag

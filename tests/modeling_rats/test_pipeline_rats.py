@@ -19,7 +19,8 @@ from modeling_rats import (
     RatsImageProcessor,
     RatsModel,
 )
-from modeling_rats.pipeline_rats import PartSegmentationPipeline, read_image
+from modeling_rats.image_inputs_rats import read_image
+from modeling_rats.pipeline_rats import PartSegmentationPipeline
 
 
 def random_image(width=60, height=40, seed=0):
