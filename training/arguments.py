@@ -51,6 +51,10 @@ class DataSettings:
     global_crop_size: int = field(default=224, metadata={"help": "Side of the two global views."})
     local_crop_size: int = field(default=96, metadata={"help": "Side of the local views."})
     num_local_crops: int = field(default=8, metadata={"help": "Number of local views."})
+    augmentation: str = field(
+        default="fast",
+        metadata={"help": "fast, or original: DINO's own transforms, to the last level.", "choices": ["fast", "original"]},
+    )
     global_crops_scale: list[float] = field(
         default_factory=lambda: [0.4, 1.0], metadata={"help": "Range of the area share of a global view."}
     )

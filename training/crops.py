@@ -1,7 +1,8 @@
 """Multi-crop augmentation (arXiv 2006.09882) as DINO composes it (dino/main_dino.py, DataAugmentationDINO).
 
-Images and views are uint8, (height, width, 3); normalisation happens on the training device. PIL cuts and resizes, since
-its bicubic filter antialiases; OpenCV changes colours and blurs (the tests bound how far from PIL).
+Images and views are uint8, (height, width, 3); normalisation happens on the training device. torch cuts and resizes, with the
+antialiased bicubic filter of PIL on bytes; OpenCV changes colours and blurs. The tests bound how far both are from PIL, and
+`training/benchmark_crops.py` measures what it saves.
 """
 
 import math
@@ -10,6 +11,7 @@ from dataclasses import dataclass
 
 import cv2
 import numpy as np
+import torch
 from PIL import Image
 
 cv2.setNumThreads(1)  # a loader worker is one of several processes
@@ -72,16 +74,16 @@ class MultiCrop:
 
     def __call__(self, image: Image.Image, random: np.random.Generator) -> list[np.ndarray]:
         """The views of an RGB image, global ones first, each uint8, (size, size, 3)."""
-        return [make_view(image, settings, random) for settings in self.views]
+        pixels = np.array(image)  # once for all views
+        return [make_view(pixels, settings, random) for settings in self.views]
 
 
-def make_view(image: Image.Image, settings: ViewSettings, random: np.random.Generator) -> np.ndarray:
+def make_view(pixels: np.ndarray, settings: ViewSettings, random: np.random.Generator) -> np.ndarray:
     """One view: crop and resize, flip, colour jitter, grayscale, blur, solarisation, in DINO's order."""
-    box = random_box(image.width, image.height, settings.scale, random)
-    size = (settings.size_px, settings.size_px)
-    view = np.asarray(image.resize(size, Image.Resampling.BICUBIC, box=box))
+    height, width, _ = pixels.shape
+    view = resized_crop(pixels, random_box(width, height, settings.scale, random), settings.size_px)
     if random.random() < settings.flip:
-        view = np.ascontiguousarray(view[:, ::-1])
+        view = cv2.flip(view, 1)
     if random.random() < settings.jitter_probability:
         view = jitter_colors(view, settings.jitter, random)
     if random.random() < settings.grayscale:
@@ -93,9 +95,15 @@ def make_view(image: Image.Image, settings: ViewSettings, random: np.random.Gene
     return view
 
 
-def random_box(
-    width: int, height: int, scale: Sequence[float], random: np.random.Generator
-) -> tuple[float, float, float, float]:
+def resized_crop(pixels: np.ndarray, box: tuple[int, int, int, int], size_px: int) -> np.ndarray:
+    """A box, x0, y0, x1, y1 in pixels, of an image as a square of `size_px`, by antialiased bicubic interpolation."""
+    x0, y0, x1, y1 = box
+    cut = torch.from_numpy(pixels[y0:y1, x0:x1]).permute(2, 0, 1).unsqueeze(0)  # (1, 3, height, width), channels last in memory
+    view = torch.nn.functional.interpolate(cut, size=(size_px, size_px), mode="bicubic", antialias=True)
+    return cv2.merge([channel.numpy() for channel in view[0]])  # (size, size, 3); a transposing copy takes ten times longer
+
+
+def random_box(width: int, height: int, scale: Sequence[float], random: np.random.Generator) -> tuple[int, int, int, int]:
     """A box of random area and aspect ratio 3/4 to 4/3 (torchvision, RandomResizedCrop): x0, y0, x1, y1 in pixels."""
     for _ in range(10):
         area = width * height * random.uniform(scale[0], scale[1])
@@ -115,10 +123,11 @@ def jitter_colors(view: np.ndarray, jitter: Sequence[float], random: np.random.G
     brightness, contrast, saturation, hue = jitter
     for operation in random.permutation(4):
         if operation == 0:
-            view = cv2.LUT(view, _line(_factor(brightness, random), 0.0))
+            view = cv2.addWeighted(view, _factor(brightness, random), view, 0, 0)
         elif operation == 1:
             factor = _factor(contrast, random)
-            view = cv2.LUT(view, _line(factor, (1 - factor) * cv2.cvtColor(view, cv2.COLOR_RGB2GRAY).mean()))
+            mean = cv2.mean(cv2.cvtColor(view, cv2.COLOR_RGB2GRAY))[0]
+            view = cv2.addWeighted(view, factor, view, 0, (1 - factor) * mean)
         elif operation == 2:
             factor = _factor(saturation, random)
             gray = cv2.cvtColor(cv2.cvtColor(view, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
@@ -132,7 +141,3 @@ def jitter_colors(view: np.ndarray, jitter: Sequence[float], random: np.random.G
 
 def _factor(strength: float, random: np.random.Generator) -> float:
     return random.uniform(max(0.0, 1 - strength), 1 + strength)
-
-
-def _line(slope: float, offset: float) -> np.ndarray:
-    return np.clip(np.arange(256) * slope + offset, 0, 255).astype(np.uint8)

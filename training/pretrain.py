@@ -31,6 +31,7 @@ from training.dino_loss import DinoLoss
 from training.export import export
 from training.monitors import JsonLog, draw_curves, teacher_entropies
 from training.optimizer import build_optimizer, clip_gradients, set_schedule
+from training.original_crops import OriginalMultiCrop
 from training.run_state import Run, resume, save_checkpoint
 from training.schedules import cosine, linear, warmup_cosine
 from training.streaming import Batch, ViewStream, batches
@@ -121,8 +122,9 @@ def open_stream(accelerator: Accelerator, data: DataSettings, training: Training
         jitter=data.color_jitter,
         grayscale=data.grayscale,
     )
+    make_views = crops if data.augmentation == "fast" else OriginalMultiCrop(crops.views)
     rank, ranks = accelerator.process_index, accelerator.num_processes
-    return ViewStream(rows, column, crops, training.seed, rank, ranks, data.num_workers, data.shuffle_buffer)
+    return ViewStream(rows, column, make_views, training.seed, rank, ranks, data.num_workers, data.shuffle_buffer)
 
 
 def render_synthetic(data: DataSettings, training: TrainingSettings) -> str:

@@ -116,7 +116,7 @@ def test_wrong_settings_are_refused_by_name(capsys, arguments, message):
 @pytest.mark.parametrize(
     "text, message",
     [
-        ("stepz: 5\nhidden: 3\n", "unknown settings stepz, hidden; the settings are: batch_size,"),
+        ("stepz: 5\nhidden: 3\n", "unknown settings stepz, hidden; the settings are: augmentation, batch_size,"),
         ("steps: many\n", "--steps: invalid int value: 'many'"),
         ("steps: {a: 1}\n", "--steps"),
         ("learning_rate: [0.1, 0.2]\n", "0.2"),

@@ -133,6 +133,12 @@ def assert_same_end(output, finished):
     assert last | {"images_per_s": 0} == expected_last | {"images_per_s": 0}
 
 
+def test_the_original_augmentation_may_be_asked_for(make_arguments, tmp_path, finished):
+    pretrain.main(make_arguments(tmp_path, augmentation="original", steps=2))
+    loss, fast = (read_log(folder / "log.jsonl")[0]["loss"] for folder in (tmp_path, finished))
+    assert math.isfinite(loss) and loss != fast
+
+
 # Warm start
 
 
