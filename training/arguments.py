@@ -117,6 +117,9 @@ class TrainingSettings:
     )
     checkpoint_steps: int = field(default=1000, metadata={"help": "Steps between checkpoints."})
     keep_checkpoints: int = field(default=2, metadata={"help": "How many of them stay."})
+    collapse_patience: int = field(
+        default=20, metadata={"help": "Lines of the log in a row with a collapsed teacher after which the run stops; 0: never."}
+    )
     log_steps: int = field(default=50, metadata={"help": "Steps between lines of the log."})
     export_image_size: int | None = field(
         default=None, metadata={"help": "Size that the exported processor resizes to; the global views' by default."}
@@ -181,7 +184,7 @@ def recipe_flags(recipe: Path, parser: HfArgumentParser) -> list[str]:
 _AT_LEAST_ONE = {"steps", "batch_size", "checkpoint_steps", "keep_checkpoints", "log_steps", "shuffle_buffer", "patch_size"}
 _AT_LEAST_ONE |= {"cpu_threads", "synthetic_images"}
 _AT_LEAST_ZERO = {"seed", "learning_rate", "clip_gradient", "warmup_steps", "weight_decay", "freeze_last_layer_steps"}
-_AT_LEAST_ZERO |= {"num_workers", "num_local_crops"}
+_AT_LEAST_ZERO |= {"num_workers", "num_local_crops", "collapse_patience"}
 _ABOVE_ZERO = {"student_temperature", "teacher_temperature", "warmup_teacher_temperature"}
 _SHARES = {"teacher_momentum", "center_momentum", "grayscale"}
 

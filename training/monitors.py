@@ -23,6 +23,42 @@ def teacher_entropies(targets: torch.Tensor) -> dict[str, float]:
     }
 
 
+class CollapseWatch:
+    """Counts the log lines in a row in which the teacher tells no images apart.
+
+    Collapsed is a teacher whose targets are uniform (`teacher_entropy` within 0.5 % of ln K) or the same single prototype for
+    every image (`teacher_marginal_entropy` below 1 % of ln K). A high or rising loss is no sign of it: DINO's rises when the
+    prototypes are released.
+
+    Args:
+        patience: Lines in a row after which a run is lost; 0 for never.
+    """
+
+    def __init__(self, patience: int):
+        self.patience = patience
+        self.lines = 0
+        self.first_step = 0
+
+    def update(self, entry: dict) -> str | None:
+        """What is wrong, told at the first line of a row and at the last; None otherwise."""
+        ln_k, entropy, marginal = (entry[name] for name in ("ln_k", "teacher_entropy", "teacher_marginal_entropy"))
+        uniform, single = entropy > 0.995 * ln_k, marginal < 0.01 * ln_k
+        self.lines = self.lines + 1 if uniform or single else 0
+        if not self.lines or self.lines not in (1, self.patience):
+            return None
+        self.first_step = entry["step"] if self.lines == 1 else self.first_step
+        which = "uniform for every image" if uniform else "the same prototype for every image"
+        return (
+            f"step {entry['step']}: the teacher has collapsed, its targets are {which} (entropy {entropy:.3f}, of their mean "
+            f"{marginal:.3f}, ln K {ln_k:.3f}) since step {self.first_step}. Lower teacher_temperature, or use "
+            "centering=sinkhorn_knopp."
+        )
+
+    @property
+    def is_lost(self) -> bool:
+        return 0 < self.patience <= self.lines
+
+
 class JsonLog:
     """One JSON object a line, appended and flushed at once.
 

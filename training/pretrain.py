@@ -29,8 +29,9 @@ from training.arguments import DataSettings, ModelSettings, Settings, TrainingSe
 from training.crops import MultiCrop
 from training.dino_loss import DinoLoss
 from training.export import export
-from training.monitors import JsonLog, draw_curves, teacher_entropies
+from training.monitors import CollapseWatch, JsonLog, draw_curves, teacher_entropies
 from training.optimizer import build_optimizer, clip_gradients, set_schedule
+from training.preemption import AGREEMENT_STEPS, EXIT_CODE, StopSignals, shielded
 from training.original_crops import OriginalMultiCrop
 from training.run_state import Run, resume, save_checkpoint
 from training.schedules import cosine, linear, warmup_cosine
@@ -39,7 +40,11 @@ from training.student_teacher import MultiCropNetwork, build_teacher, update_tea
 
 
 def main(arguments: list[str] | None = None) -> Path:
-    """Pretrains as the recipe and the command line say; returns the exported model folder."""
+    """Pretrains as the recipe and the command line say; returns the exported model folder.
+
+    Raises:
+        SystemExit: With a message, if something is wrong; with `EXIT_CODE` if a signal has stopped the run and it has saved.
+    """
     model_settings, data_settings, training_settings = settings = parse(arguments)
     accelerator = start_accelerator(training_settings)
     output = Path(training_settings.output_dir)
@@ -50,7 +55,8 @@ def main(arguments: list[str] | None = None) -> Path:
         resume(run, stream, settings, output)
     except (FileNotFoundError, ValueError) as error:  # what the user can mend, without a traceback
         raise SystemExit(str(error)) from error
-    train(run, stream, settings, output)
+    with StopSignals() as stop_signals:
+        train(run, stream, settings, output, stop_signals)
     folder = output / "model"
     if accelerator.is_main_process:
         export(run, settings, folder)
@@ -141,14 +147,16 @@ def render_synthetic(data: DataSettings, training: TrainingSettings) -> str:
     return str(folder)
 
 
-def train(run: Run, stream: ViewStream, all_settings: Settings, output: Path) -> None:
-    """Steps until the last."""
+def train(run: Run, stream: ViewStream, all_settings: Settings, output: Path, stop_signals: StopSignals) -> None:
+    """Steps until the last, or until a signal."""
     settings, accelerator = run.settings, run.accelerator
     is_main = accelerator.is_main_process
-    stream_batches = batches(stream, settings.batch_size // accelerator.num_processes)
+    with shielded():
+        stream_batches = batches(stream, settings.batch_size // accelerator.num_processes)
     # The workers make batches in turn: positions can be resumed from where every worker has made equally many.
     workers = max(stream.num_workers, 1)
     checkpoint_steps = math.ceil(settings.checkpoint_steps / workers) * workers
+    agreement_steps = workers if accelerator.num_processes == 1 else math.ceil(AGREEMENT_STEPS / workers) * workers
     log = JsonLog(output / "log.jsonl", first_step=run.step + 1) if is_main else None
     progress = tqdm(
         total=settings.steps,
@@ -157,6 +165,7 @@ def train(run: Run, stream: ViewStream, all_settings: Settings, output: Path) ->
         unit="step",
         disable=not is_main or not shows_progress(settings),
     )
+    collapse = CollapseWatch(settings.collapse_patience)
     last_time, last_step, last_seconds = time.perf_counter(), run.step, run.seconds
     while run.step < settings.steps:
         batch = next(stream_batches)
@@ -168,18 +177,33 @@ def train(run: Run, stream: ViewStream, all_settings: Settings, output: Path) ->
         run.seconds, last_time = run.seconds + now - last_time, now
         progress.update()
         ends = run.step == settings.steps
-        logs, saves = ends or run.step % settings.log_steps == 0, ends or run.step % checkpoint_steps == 0
+        stops = not ends and run.step % agreement_steps == 0 and stop_signals.agreed(accelerator)
+        logs, saves = ends or run.step % settings.log_steps == 0, ends or stops or run.step % checkpoint_steps == 0
         if logs or saves:
             check_finite(run, figures, output)
         if logs:
             images_per_s = settings.batch_size * (run.step - last_step) / (run.seconds - last_seconds)
             last_step, last_seconds = run.step, run.seconds
             entry = log_entry(run, figures, images_per_s, batch.position[0])
+            warning = collapse.update(entry)  # the same on every rank
             if log:
                 log.write(entry)
                 progress.set_postfix(loss=f"{entry['loss']:.3f}", images_per_s=f"{images_per_s:.0f}")
+                if progress.disable and not settings.quiet:
+                    print(console_line(entry, settings.steps), file=sys.stderr, flush=True)
+                if warning:
+                    progress.write(warning, file=sys.stderr)
+            if collapse.is_lost:
+                raise SystemExit(
+                    f"{warning} After collapse_patience={settings.collapse_patience} such lines of the log the run stops; go "
+                    f"on from a checkpoint of an earlier step in {output / 'checkpoints'}, with --resume PATH."
+                )
         if saves:
             save_checkpoint(run, stream, all_settings, output)
+        if stops:
+            accelerator.print(f"Stopped by a signal and saved at step {run.step}; the same command goes on from there.")
+            accelerator.end_training()
+            raise SystemExit(EXIT_CODE)
     progress.close()
 
 
@@ -229,21 +253,31 @@ def train_step(run: Run, batch: Batch) -> dict[str, torch.Tensor | float]:
 
 
 def log_entry(run: Run, figures: dict, images_per_s: float, epoch: int) -> dict:
-    """A line of the log, from the figures of the last step; the loss and the broken images over all ranks."""
+    """A line of the log, from the figures of the last step; loss, entropies and broken images over all ranks."""
     targets = figures.pop("targets")
-    sums = torch.tensor([float(figures["loss"]), float(run.broken_images)], device=run.accelerator.device)
-    loss_sum, broken_sum = run.accelerator.reduce(sums, "sum").tolist()
+    entropies = teacher_entropies(targets)
+    own = [float(run.broken_images), float(figures["loss"]), *entropies.values()]
+    sums = run.accelerator.reduce(torch.tensor(own, device=run.accelerator.device), "sum").tolist()
+    broken, (loss, *means) = sums[0], (value / run.accelerator.num_processes for value in sums[1:])
     return {
         "step": run.step,
         **{name: float(value) for name, value in figures.items()},
-        "loss": loss_sum / run.accelerator.num_processes,
+        "loss": loss,
         "ln_k": math.log(targets.shape[-1]),
-        **teacher_entropies(targets),
+        **dict(zip(entropies, means, strict=True)),
         "images_per_s": images_per_s,
         "images_seen": run.step * run.settings.batch_size,
         "epoch": epoch,
-        "broken_images": int(broken_sum),
+        "broken_images": int(broken),
     }
+
+
+def console_line(entry: dict, steps: int) -> str:
+    """What a job's log shows of an entry, where no progress bar can be drawn."""
+    return (
+        f"step {entry['step']}/{steps}  loss {entry['loss']:.3f} (ln K {entry['ln_k']:.3f})  teacher entropy "
+        f"{entry['teacher_entropy']:.3f}  {entry['images_per_s']:.0f} images/s"
+    )
 
 
 def check_finite(run: Run, figures: dict, output: Path) -> None:

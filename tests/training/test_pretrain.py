@@ -200,6 +200,22 @@ def test_the_exported_model_is_the_teacher(finished):
     assert student_differs
 
 
+def test_a_collapsed_run_stops_and_names_its_checkpoint(make_arguments, tmp_path, capsys):
+    # So high a temperature that all targets are uniform.
+    hot = {"teacher_temperature": 1e6, "warmup_teacher_temperature": 1e6, "log_steps": 1, "checkpoint_steps": 1}
+    with pytest.raises(SystemExit, match=r"^step 3: .*collapsed.*since step 1\..*earlier step in .*checkpoints"):
+        pretrain.main(make_arguments(tmp_path, collapse_patience=3, **hot))
+    assert "the teacher has collapsed, its targets are uniform" in capsys.readouterr().err
+    assert len(read_log(tmp_path / "log.jsonl")) == 3
+
+
+def test_a_job_log_gets_lines_and_a_quiet_one_none(make_arguments, tmp_path, capsys):
+    pretrain.main(make_arguments(tmp_path / "loud", steps=2))
+    assert "step 2/2  loss " in capsys.readouterr().err
+    pretrain.main(make_arguments(tmp_path / "quiet", steps=2, quiet=True))
+    assert "step 2/2" not in capsys.readouterr().err
+
+
 def test_the_log_has_a_line_for_every_few_steps(finished):
     entries = read_log(finished / "log.jsonl")
     assert [entry["step"] for entry in entries] == [2, 4, 6]
