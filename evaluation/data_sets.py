@@ -15,19 +15,27 @@ _NOT_FOUND = (OSError, DatasetsError, SplitsNotFoundError, HFValidationError)
 _FILE_BUILDERS = {".parquet": "parquet", ".tar": "webdataset", ".arrow": "arrow"}
 
 
-def open_rows(dataset: str, config: str | None = None, split: str | None = None) -> IterableDataset:
+def open_rows(
+    dataset: str, config: str | None = None, split: str | None = None, revision: str | None = None
+) -> IterableDataset:
     """A stream of rows; nothing is decoded yet.
 
     Args:
         dataset: Hub name, local folder (parquet, arrow, webdataset, imagefolder), or a single .parquet, .tar or .arrow file.
         config: Configuration of a data set that has several.
         split: Name of the split; a single file has none.
+        revision: Branch, tag or commit of a data set on the Hub; its newest state when None.
 
     Raises:
         FileNotFoundError: If there is no such data set, or it holds no data files.
-        ValueError: If the split does not exist.
+        ValueError: If the split does not exist, or a local data set is asked for a revision.
     """
     path = Path(dataset).expanduser()
+    if dataset and path.exists() and revision is not None:
+        raise ValueError(
+            f"revision={revision} was given for {dataset}, which is a local file or folder; only data sets on the Hub have "
+            "revisions. Leave it out, or name a data set on the Hub (owner/name)."
+        )
     if path.is_file():
         return _open_file(path)
     if path.is_dir() and not any(path.iterdir()):
@@ -36,18 +44,20 @@ def open_rows(dataset: str, config: str | None = None, split: str | None = None)
         if not dataset:
             raise FileNotFoundError("an empty name")
         dataset = str(path) if path.exists() else dataset
-        splits = get_dataset_split_names(dataset, config)
+        splits = get_dataset_split_names(dataset, config, revision=revision)
         if split not in splits:
             raise ValueError(f"split={split} is not in {dataset}; it has: {', '.join(splits)}. Name one of them.")
-        return load_dataset(dataset, name=config, split=split, streaming=True)
+        return load_dataset(dataset, name=config, split=split, revision=revision, streaming=True)
     except _NOT_FOUND as error:
         raise FileNotFoundError(
             f"dataset={dataset} was not found or holds no data ({error}); it must be a Hub name (owner/name), a folder or a "
-            "file. Check the spelling, the working folder and, for the Hub, the connection."
+            "file. Check the spelling, the working folder and, for the Hub, the connection and the revision."
         ) from error
 
 
-def open_images(dataset: str, config: str | None, split: str, image_column: str | None) -> tuple[IterableDataset, str]:
+def open_images(
+    dataset: str, config: str | None, split: str, image_column: str | None, revision: str | None = None
+) -> tuple[IterableDataset, str]:
     """A stream of rows with the image alone, left undecoded, so that a broken image cannot end the stream.
 
     Args:
@@ -55,6 +65,7 @@ def open_images(dataset: str, config: str | None, split: str, image_column: str 
         config: As in `open_rows`.
         split: As in `open_rows`.
         image_column: Name of the column; when None, the only column of images there is.
+        revision: As in `open_rows`.
 
     Returns:
         The stream, and the name of its image column.
@@ -62,7 +73,7 @@ def open_images(dataset: str, config: str | None, split: str, image_column: str 
     Raises:
         ValueError: If the column does not exist, or if none or several could be meant.
     """
-    rows = open_rows(dataset, config, split)
+    rows = open_rows(dataset, config, split, revision)
     features = rows._resolve_features().features if rows.features is None else rows.features
     image_columns = [name for name, feature in features.items() if isinstance(feature, Image)]
     if image_column is None and len(image_columns) != 1:

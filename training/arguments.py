@@ -41,12 +41,19 @@ class DataSettings:
     )
     dataset_config: str | None = field(default=None, metadata={"help": "Configuration of the data set."})
     dataset_split: str = field(default="train", metadata={"help": "Split to train on."})
+    dataset_revision: str | None = field(
+        default=None, metadata={"help": "Branch, tag or commit of a data set on the Hub; its newest state when not given."}
+    )
     image_column: str | None = field(default=None, metadata={"help": "Column of images; found when there is one."})
     synthetic_images: int = field(default=20_000, metadata={"help": "Images to render when no data set is given."})
     synthetic_image_size: int = field(default=64, metadata={"help": "Side of the rendered images."})
     synthetic_difficulty: str = field(default="easy", metadata={"help": "easy, medium or hard."})
     synthetic_seed: int = field(default=0, metadata={"help": "Seed of the rendered images."})
-    shuffle_buffer: int = field(default=2000, metadata={"help": "Rows that the order is mixed over."})
+    shuffle_buffer: int = field(default=2000, metadata={"help": "Rows that each loader process mixes its order over."})
+    max_broken_share: float = field(
+        default=0.1,
+        metadata={"help": "Share of broken images past which the run stops, judged from a loader process' 500th; 1: never."},
+    )
     num_workers: int = field(default=4, metadata={"help": "Loader processes per rank."})
     global_crop_size: int = field(default=224, metadata={"help": "Side of the two global views."})
     local_crop_size: int = field(default=96, metadata={"help": "Side of the local views."})
@@ -116,13 +123,19 @@ class TrainingSettings:
         default="auto", metadata={"help": "auto, none (start anew and replace the run in output_dir), or a checkpoint's path."}
     )
     checkpoint_steps: int = field(default=1000, metadata={"help": "Steps between checkpoints."})
-    keep_checkpoints: int = field(default=2, metadata={"help": "How many of them stay."})
+    keep_checkpoints: int = field(default=2, metadata={"help": "How many of the newest stay."})
+    keep_every_steps: int = field(
+        default=0, metadata={"help": "The first checkpoint at or after every multiple of it stays too; 0: none."}
+    )
     collapse_patience: int = field(
         default=20, metadata={"help": "Lines of the log in a row with a collapsed teacher after which the run stops; 0: never."}
     )
     log_steps: int = field(default=50, metadata={"help": "Steps between lines of the log."})
     export_image_size: int | None = field(
         default=None, metadata={"help": "Size that the exported processor resizes to; the global views' by default."}
+    )
+    dry_run: bool = field(
+        default=False, metadata={"help": "Print recipe, sizes, memory and length, decode a few images, and train nothing."}
     )
     quiet: bool = field(default=False, metadata={"help": "No progress bar."})
 
@@ -184,9 +197,9 @@ def recipe_flags(recipe: Path, parser: HfArgumentParser) -> list[str]:
 _AT_LEAST_ONE = {"steps", "batch_size", "checkpoint_steps", "keep_checkpoints", "log_steps", "shuffle_buffer", "patch_size"}
 _AT_LEAST_ONE |= {"cpu_threads", "synthetic_images"}
 _AT_LEAST_ZERO = {"seed", "learning_rate", "clip_gradient", "warmup_steps", "weight_decay", "freeze_last_layer_steps"}
-_AT_LEAST_ZERO |= {"num_workers", "num_local_crops", "collapse_patience"}
+_AT_LEAST_ZERO |= {"num_workers", "num_local_crops", "collapse_patience", "keep_every_steps"}
 _ABOVE_ZERO = {"student_temperature", "teacher_temperature", "warmup_teacher_temperature"}
-_SHARES = {"teacher_momentum", "center_momentum", "grayscale"}
+_SHARES = {"teacher_momentum", "center_momentum", "grayscale", "max_broken_share"}
 
 
 def _check(model: ModelSettings, data: DataSettings, training: TrainingSettings, error: Callable[[str], NoReturn]) -> None:

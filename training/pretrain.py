@@ -28,19 +28,20 @@ from training import checkpoint
 from training.arguments import DataSettings, ModelSettings, Settings, TrainingSettings, parse
 from training.crops import MultiCrop
 from training.dino_loss import DinoLoss
+from training.dry_run import describe
 from training.export import export
 from training.monitors import CollapseWatch, JsonLog, draw_curves, teacher_entropies
 from training.optimizer import build_optimizer, clip_gradients, set_schedule
-from training.preemption import AGREEMENT_STEPS, EXIT_CODE, StopSignals, shielded
 from training.original_crops import OriginalMultiCrop
+from training.preemption import AGREEMENT_STEPS, EXIT_CODE, StopSignals, shielded
 from training.run_state import Run, resume, save_checkpoint
 from training.schedules import cosine, linear, warmup_cosine
-from training.streaming import Batch, ViewStream, batches
+from training.streaming import Batch, UnreadableImagesError, ViewStream, batches
 from training.student_teacher import MultiCropNetwork, build_teacher, update_teacher
 
 
 def main(arguments: list[str] | None = None) -> Path:
-    """Pretrains as the recipe and the command line say; returns the exported model folder.
+    """Pretrains as the recipe and the command line say; returns the exported model folder, of a dry run the output folder.
 
     Raises:
         SystemExit: With a message, if something is wrong; with `EXIT_CODE` if a signal has stopped the run and it has saved.
@@ -50,13 +51,21 @@ def main(arguments: list[str] | None = None) -> Path:
     output = Path(training_settings.output_dir)
     output.mkdir(parents=True, exist_ok=True)
     try:
+        if training_settings.dry_run:
+            stream = open_stream(accelerator, data_settings, training_settings)
+            config = build_config(model_settings, data_settings)
+            accelerator.print(describe(settings, config, stream, accelerator.num_processes))
+            return output
         run = build_run(accelerator, model_settings, data_settings, training_settings)
         stream = open_stream(accelerator, data_settings, training_settings)
         resume(run, stream, settings, output)
-    except (FileNotFoundError, ValueError) as error:  # what the user can mend, without a traceback
+    except (FileNotFoundError, ValueError, UnreadableImagesError) as error:  # what the user can mend, without a traceback
         raise SystemExit(str(error)) from error
-    with StopSignals() as stop_signals:
-        train(run, stream, settings, output, stop_signals)
+    try:
+        with StopSignals() as stop_signals:
+            train(run, stream, settings, output, stop_signals)
+    except UnreadableImagesError as error:
+        raise SystemExit(str(error)) from error
     folder = output / "model"
     if accelerator.is_main_process:
         export(run, settings, folder)
@@ -97,11 +106,15 @@ def computes_bf16() -> bool:
     return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 
 
-def build_run(accelerator: Accelerator, model: ModelSettings, data: DataSettings, training: TrainingSettings) -> Run:
+def build_config(model: ModelSettings, data: DataSettings) -> RatsConfig:
     try:
-        config = RatsConfig(**asdict(model), image_size=data.global_crop_size)
+        return RatsConfig(**asdict(model), image_size=data.global_crop_size)
     except Exception as error:  # the strict configuration wraps the reason
         raise SystemExit(f"model settings: {error}") from error
+
+
+def build_run(accelerator: Accelerator, model: ModelSettings, data: DataSettings, training: TrainingSettings) -> Run:
+    config = build_config(model, data)
     network = RatsForPreTraining(config)
     resumed = checkpoint.find(training.resume, Path(training.output_dir) / "checkpoints") is not None
     if training.warm_start and not resumed:
@@ -117,7 +130,7 @@ def build_run(accelerator: Accelerator, model: ModelSettings, data: DataSettings
 def open_stream(accelerator: Accelerator, data: DataSettings, training: TrainingSettings) -> ViewStream:
     with accelerator.main_process_first():
         dataset = data.dataset or render_synthetic(data, training)
-    rows, column = open_images(dataset, data.dataset_config, data.dataset_split, data.image_column)
+    rows, column = open_images(dataset, data.dataset_config, data.dataset_split, data.image_column, data.dataset_revision)
     crops = MultiCrop(
         data.global_crop_size,
         data.local_crop_size,
@@ -130,7 +143,8 @@ def open_stream(accelerator: Accelerator, data: DataSettings, training: Training
     )
     make_views = crops if data.augmentation == "fast" else OriginalMultiCrop(crops.views)
     rank, ranks = accelerator.process_index, accelerator.num_processes
-    return ViewStream(rows, column, make_views, training.seed, rank, ranks, data.num_workers, data.shuffle_buffer)
+    sizes = {"num_workers": data.num_workers, "shuffle_buffer": data.shuffle_buffer}
+    return ViewStream(rows, column, make_views, training.seed, rank, ranks, **sizes, max_broken_share=data.max_broken_share)
 
 
 def render_synthetic(data: DataSettings, training: TrainingSettings) -> str:

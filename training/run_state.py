@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import gather_object
+from accelerate.utils import broadcast_object_list, gather_object
 
 from training import checkpoint
 from training.arguments import Settings, TrainingSettings
@@ -23,8 +23,11 @@ MAY_CHANGE = (
     "resume",
     "checkpoint_steps",
     "keep_checkpoints",
+    "keep_every_steps",
     "log_steps",
     "export_image_size",
+    "max_broken_share",
+    "dry_run",
     "quiet",
 )
 
@@ -45,11 +48,16 @@ class Run:
 
 
 def save_checkpoint(run: Run, stream: ViewStream, settings: Settings, output: Path) -> None:
-    """Every rank sends its stream's positions and the state of its generators; the main process writes."""
+    """Every rank sends its stream's positions and the state of its generators; the main process writes.
+
+    Raises:
+        SystemExit: On all ranks, if it cannot be written. Going on would train towards a state that may never be kept.
+    """
     own = {"positions": stream.positions, "generator": torch.get_rng_state(), "broken_images": run.broken_images}
     if torch.cuda.is_available():
         own["cuda_generator"] = torch.cuda.get_rng_state()
     ranks = gather_object([own])
+    problem = None
     if run.accelerator.is_main_process:
         state = {
             "step": run.step,
@@ -58,30 +66,53 @@ def save_checkpoint(run: Run, stream: ViewStream, settings: Settings, output: Pa
             "teacher": run.teacher.state_dict(),
             "loss": run.loss.state_dict(),
             "optimizer": run.optimizer.state_dict(),
-            "lasting_settings": lasting_settings(run, stream, settings),
+            "lasting_settings": lasting_settings(run, settings),
             "ranks": ranks,
         }
-        checkpoint.save(output / "checkpoints", run.step, state, run.settings.keep_checkpoints)
-    run.accelerator.wait_for_everyone()
+        training = run.settings
+        try:
+            checkpoint.save(output / "checkpoints", run.step, state, training.keep_checkpoints, training.keep_every_steps)
+        except OSError as error:
+            problem = (
+                f"step {run.step}: the checkpoint could not be written ({error}); those before it are untouched. Make room in "
+                f"{output} (a new one is whole before an old one goes) and start the same command again to go on from "
+                f"{checkpoint.find('auto', output / 'checkpoints') or 'the start'}."
+            )
+    (problem,) = broadcast_object_list([problem])  # the others wait here until it is written
+    if problem:
+        raise SystemExit(problem if run.accelerator.is_main_process else 1)
 
 
-def lasting_settings(run: Run, stream: ViewStream, settings: Settings) -> dict:
+def lasting_settings(run: Run, settings: Settings) -> dict:
     """What a resumed run must share with the run that it goes on from."""
     model, data, training = settings
     lasting = asdict(model) | asdict(data) | asdict(training)
     for name in MAY_CHANGE:
         del lasting[name]
-    # Fewer workers than asked for may have shards to read.
-    return lasting | {"num_workers": stream.num_workers, "processes": run.accelerator.num_processes}
+    return lasting | {"processes": run.accelerator.num_processes}
 
 
 def resume(run: Run, stream: ViewStream, settings: Settings, output: Path) -> None:
-    """Loads the checkpoint that the settings name, if any, into the run and the stream."""
-    path = checkpoint.find(run.settings.resume, output / "checkpoints")
-    if path is None:
+    """Loads the checkpoint that the settings name, if any, into the run and the stream.
+
+    Raises:
+        FileNotFoundError: If there is no checkpoint where the settings name one.
+        ValueError: If it is damaged, or no checkpoint of pretraining, or not the same on all ranks.
+        SystemExit: If this run's settings do not fit to it.
+    """
+    wanted = checkpoint.load_wanted(run.settings.resume, output / "checkpoints", run.accelerator.print)
+    paths = [path and path.name for path in gather_object([wanted and wanted[0]])]
+    if len(set(paths)) > 1:
+        raise ValueError(
+            f"the processes found different checkpoints ({', '.join(map(str, paths))}); all must go on from the same one: put "
+            f"output_dir={run.settings.output_dir} on a file system that all of them see."
+        )
+    if wanted is None:
         return
-    state = checkpoint.load(path)
-    then, now = state["lasting_settings"], lasting_settings(run, stream, settings)
+    path, state = wanted
+    if "lasting_settings" not in state:
+        raise ValueError(f"{path} is no checkpoint of pretraining; --resume needs a step_*.pt file of training/pretrain.py.")
+    then, now = state["lasting_settings"], lasting_settings(run, settings)
     changed = [name for name in now if then.get(name) != now[name]]
     if changed:
         raise SystemExit(

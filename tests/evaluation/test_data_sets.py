@@ -171,6 +171,23 @@ def test_a_hub_name_that_cannot_be_reached_is_refused(monkeypatch):
         open_rows("owner/name", split="train")
 
 
+def test_a_revision_of_the_hub_is_asked_for(monkeypatch):
+    asked = []
+    monkeypatch.setattr(
+        "evaluation.data_sets.get_dataset_split_names", lambda *_, revision: asked.append(revision) or ["train"]
+    )
+    monkeypatch.setattr("evaluation.data_sets.load_dataset", lambda *_, revision, **kwargs: asked.append(revision))
+    open_rows("owner/name", split="train", revision="v1.0")
+    open_rows("owner/name", split="train")
+    assert asked == ["v1.0", "v1.0", None, None]
+
+
+@pytest.mark.parametrize("layout", [parquet_file, image_folder])
+def test_a_revision_of_a_local_data_set_is_refused(tmp_path, layout):
+    with pytest.raises(ValueError, match=r"revision=main was given for .*, which is a local .*Leave it out"):
+        open_images(layout(tmp_path), None, "train", None, revision="main")
+
+
 @pytest.mark.parametrize("name", ["images.csv", "images"])
 def test_a_file_of_another_kind_is_refused(tmp_path, name):
     (tmp_path / name).write_text("a,b\n1,2\n")

@@ -104,6 +104,7 @@ def test_lists_on_the_command_line():
         (["--num_workers", "-1"], "num_workers=-1"),
         (["--num_local_crops", "-1"], "num_local_crops=-1"),
         (["--shuffle_buffer", "0"], "shuffle_buffer=0"),
+        (["--max_broken_share", "1.5"], "max_broken_share=1.5 must lie between 0 and 1"),
         (["--student_temperature", "0"], "student_temperature=0"),
         (["--teacher_temperature", "0"], "teacher_temperature=0"),
     ],

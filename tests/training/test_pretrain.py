@@ -1,10 +1,13 @@
 """Pretraining end to end on a tiny model and 22 images: what it leaves, and that nothing can throw it off its way."""
 
+import errno
 import io
 import json
 import math
+import multiprocessing
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -22,9 +25,10 @@ from transformers import AutoImageProcessor, AutoModel, AutoModelForSemanticSegm
 from evaluation import part_segmentation
 from evaluation.synthetic_parts import write_dataset
 from modeling_rats import RatsForPartSegmentation, RatsImageProcessor, RatsModel
-from training import checkpoint, pretrain
+from training import checkpoint, pretrain, run_state
 from training.arguments import DataSettings, TrainingSettings
 from training.monitors import read_log
+from training.preemption import EXIT_CODE, SIGNALS
 
 ROOT = Path(__file__).resolve().parents[2]
 STEPS = 6
@@ -110,8 +114,8 @@ def interrupt_after(monkeypatch, step):
     """Makes the run stop dead right after its checkpoint of `step`."""
     save = checkpoint.save
 
-    def save_and_stop(folder, its_step, state, keep):
-        save(folder, its_step, state, keep)
+    def save_and_stop(folder, its_step, state, *keeps):
+        save(folder, its_step, state, *keeps)
         if its_step == step:
             raise Interruption
 
@@ -122,10 +126,10 @@ def last_state(output):
     return checkpoint.load(checkpoint.find("auto", output / "checkpoints"))
 
 
-def assert_same_end(output, finished):
+def assert_same_end(output, finished, steps=STEPS):
     """Same steps, same weights to the last bit, same last line of the log but for the time."""
     state, expected = last_state(output), last_state(finished)
-    assert state["step"] == expected["step"] == STEPS
+    assert state["step"] == expected["step"] == steps
     for network in ("teacher", "student"):
         for name, tensor in expected[network].items():
             assert torch.equal(state[network][name], tensor), f"{network} {name}"
@@ -207,6 +211,15 @@ def test_a_collapsed_run_stops_and_names_its_checkpoint(make_arguments, tmp_path
         pretrain.main(make_arguments(tmp_path, collapse_patience=3, **hot))
     assert "the teacher has collapsed, its targets are uniform" in capsys.readouterr().err
     assert len(read_log(tmp_path / "log.jsonl")) == 3
+
+
+def test_a_dry_run_describes_and_trains_nothing(make_arguments, tmp_path, capsys):
+    assert pretrain.main(make_arguments(tmp_path, dry_run=True, steps=70)) == tmp_path
+    said = capsys.readouterr().out
+    assert "num_registers: 8" in said and "steps: 70 of 4 images on 1 processes, 280 images in all" in said
+    assert "parameters, in millions: RATS 0.0" in said and "GiB" in said
+    assert said.count("3 views of 16 x 16 and 32 x 32 px") == 8
+    assert not (tmp_path / "checkpoints").exists() and not (tmp_path / "model").exists()
 
 
 def test_a_job_log_gets_lines_and_a_quiet_one_none(make_arguments, tmp_path, capsys):
@@ -293,6 +306,11 @@ def test_a_run_started_anew_replaces_the_old_one(make_arguments, finished, tmp_p
     assert_same_end(tmp_path, finished)
 
 
+def test_the_newest_and_the_first_after_every_multiple_stay(make_arguments, tmp_path):
+    pretrain.main(make_arguments(tmp_path, checkpoint_steps=1, keep_checkpoints=1, keep_every_steps=2, steps=5))
+    assert [int(path.stem[5:]) for path in checkpoint.list_checkpoints(tmp_path / "checkpoints")] == [2, 4, 5]
+
+
 def test_another_seed_is_another_run(make_arguments, finished, tmp_path):
     pretrain.main(make_arguments(tmp_path, seed=1, steps=2))
     assert read_log(tmp_path / "log.jsonl")[0]["loss"] != read_log(finished / "log.jsonl")[0]["loss"]
@@ -314,21 +332,144 @@ def test_going_on_with_other_settings_is_refused(make_arguments, finished, chang
         pretrain.main(make_arguments(finished, **changed))
 
 
-def test_a_killed_run_goes_on_when_started_again(make_arguments, tmp_path):
-    arguments = make_arguments(tmp_path, steps=150, checkpoint_steps=5, log_steps=5)
-    process = subprocess.Popen([sys.executable, "training/pretrain.py", *arguments], cwd=ROOT)
-    deadline = time.monotonic() + 120
-    while not checkpoint.find("auto", tmp_path / "checkpoints"):
-        assert process.poll() is None and time.monotonic() < deadline
-        time.sleep(0.02)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    killed_at = last_state(tmp_path)["step"]
-    assert 5 <= killed_at < 150 and not (tmp_path / "model").exists()
+def wait_until(reached, *processes, timeout_s=120):
+    deadline = time.monotonic() + timeout_s
+    while not reached():
+        assert all(process.poll() is None for process in processes), "a process has ended too early"
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+
+
+def test_a_run_killed_ten_times_ends_as_one_that_was_not(make_arguments, tmp_path):
+    """SIGKILL at random moments, many of them while a checkpoint is written."""
+    settings = {"steps": 400, "checkpoint_steps": 2, "log_steps": 5, "learning_rate": 0.01, "quiet": True}
+    arguments, random = make_arguments(tmp_path / "killed", **settings), np.random.default_rng(0)
+    context = multiprocessing.get_context("forkserver")  # imports once, not ten times
+    context.set_forkserver_preload(["training.pretrain"])
+    checkpoints, killed_at = tmp_path / "killed" / "checkpoints", []
+    for _ in range(10):
+        before = checkpoint.find("auto", checkpoints)
+        process = context.Process(target=pretrain.main, args=(arguments,))
+        process.start()
+        process.poll = lambda process=process: process.exitcode
+        wait_until(lambda before=before: checkpoint.find("auto", checkpoints) != before, process)
+        time.sleep(random.uniform(0, 0.05))
+        process.kill()
+        process.join()
+        assert process.exitcode == -signal.SIGKILL
+        killed_at.append(last_state(tmp_path / "killed")["step"])
+    assert sorted(set(killed_at)) == killed_at and killed_at[-1] < 400
     pretrain.main(arguments)
-    assert last_state(tmp_path)["step"] == 150
-    assert [entry["step"] for entry in read_log(tmp_path / "log.jsonl")] == list(range(5, 151, 5))
-    assert (tmp_path / "model" / "model.safetensors").exists()
+    pretrain.main(make_arguments(tmp_path / "whole", **settings))
+    assert_same_end(tmp_path / "killed", tmp_path / "whole", steps=400)
+    assert [entry["step"] for entry in read_log(tmp_path / "killed" / "log.jsonl")] == list(range(5, 401, 5))
+    assert not list(checkpoints.glob("*.tmp"))
+
+
+def signal_after(monkeypatch, step, number):
+    """The process gets a signal in the midst of the step after `step`."""
+    train_step = pretrain.train_step
+
+    def signal_and_step(run, batch):
+        if run.step == step:
+            signal.raise_signal(number)
+        return train_step(run, batch)
+
+    monkeypatch.setattr(pretrain, "train_step", signal_and_step)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_signal_ends_the_step_saves_and_asks_to_be_started_again(
+    make_arguments, finished, tmp_path, monkeypatch, capsys, number
+):
+    handlers = [signal.getsignal(number) for number in SIGNALS]
+    with monkeypatch.context() as patch, pytest.raises(SystemExit) as ended:
+        signal_after(patch, 3, number)
+        pretrain.main(make_arguments(tmp_path))
+    assert ended.value.code == EXIT_CODE == 75
+    assert "saved at step 4" in capsys.readouterr().out
+    assert last_state(tmp_path)["step"] == 4 and not (tmp_path / "model").exists()
+    assert [signal.getsignal(number) for number in SIGNALS] == handlers
+    pretrain.main(make_arguments(tmp_path))
+    assert_same_end(tmp_path, finished)
+
+
+def test_a_signal_in_the_last_step_does_not_keep_the_run_from_its_end(make_arguments, finished, tmp_path, monkeypatch):
+    signal_after(monkeypatch, STEPS - 1, signal.SIGTERM)
+    pretrain.main(make_arguments(tmp_path))
+    assert_same_end(tmp_path, finished)
+
+
+def test_a_full_disk_ends_the_run_with_what_to_do(make_arguments, finished, tmp_path, monkeypatch):
+    save = checkpoint.save
+
+    def find_no_room(folder, step, *rest):
+        if step > 3:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return save(folder, step, *rest)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "save", find_no_room)
+        with pytest.raises(SystemExit, match=r"step 6: .*No space left.* Make room in .*go on from .*step_00000003\.pt"):
+            pretrain.main(make_arguments(tmp_path))
+    pretrain.main(make_arguments(tmp_path))
+    assert_same_end(tmp_path, finished)
+
+
+def test_a_damaged_checkpoint_is_passed_over_unless_it_was_named(make_arguments, finished, tmp_path, capsys):
+    pretrain.main(make_arguments(tmp_path))
+    newest = checkpoint.find("auto", tmp_path / "checkpoints")
+    newest.write_bytes(newest.read_bytes()[:-5000])
+    with pytest.raises(SystemExit, match=r"step_00000006\.pt cannot be read"):
+        pretrain.main(make_arguments(tmp_path, resume=newest))
+    pretrain.main(make_arguments(tmp_path))
+    said = capsys.readouterr().out
+    assert "Passed over: checkpoint" in said and "at step 3." in said
+    assert_same_end(tmp_path, finished)
+
+
+def test_ranks_that_see_different_checkpoints_do_not_go_on(make_arguments, finished, monkeypatch):
+    monkeypatch.setattr(run_state, "gather_object", lambda own: [*own, None])  # a second rank on a machine without the file
+    with pytest.raises(SystemExit, match=r"different checkpoints \(step_00000006\.pt, None\).* file system that all"):
+        pretrain.main(make_arguments(finished))
+
+
+def test_a_foreign_file_is_no_checkpoint(make_arguments, tmp_path):
+    torch.save({"state_dict": {}}, tmp_path / "dino.pth")
+    with pytest.raises(SystemExit, match=r"dino\.pth is no checkpoint of pretraining"):
+        pretrain.main(make_arguments(tmp_path, resume=tmp_path / "dino.pth"))
+
+
+def start_rank(rank, port, arguments, processes=2):
+    """One of several processes, as a scheduler without a launcher starts it, with its loader worker in its process group."""
+    ranks = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": processes, "LOCAL_WORLD_SIZE": processes}
+    environment = {name: str(value) for name, value in (ranks | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}).items()}
+    return subprocess.Popen(
+        [sys.executable, "training/pretrain.py", *arguments],
+        cwd=ROOT,
+        env=os.environ | environment | {"CUDA_VISIBLE_DEVICES": ""},
+        start_new_session=True,
+    )
+
+
+def test_a_signal_to_one_of_two_processes_and_its_worker_stops_both_after_the_same_step(make_arguments, tmp_path):
+    settings = {"steps": 100_000, "checkpoint_steps": 100_000, "log_steps": 1, "num_workers": 1, "quiet": True}
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    ranks = [start_rank(rank, port, make_arguments(tmp_path, **settings)) for rank in range(2)]
+    try:
+        wait_until(lambda: read_log(tmp_path / "log.jsonl"), *ranks)
+        os.killpg(ranks[1].pid, signal.SIGTERM)
+        assert [rank.wait(timeout=60) for rank in ranks] == [EXIT_CODE] * 2
+    finally:
+        for rank in ranks:
+            if rank.poll() is None:
+                os.killpg(rank.pid, signal.SIGKILL)
+    state = last_state(tmp_path)
+    assert 0 < state["step"] < 100_000
+    positions = [own["positions"][0] for own in state["ranks"]]
+    assert len(positions) == 2 and positions[0] == positions[1]  # both have made as many steps
 
 
 def test_two_processes_share_the_work(make_arguments, tmp_path):
@@ -351,6 +492,15 @@ def test_two_processes_share_the_work(make_arguments, tmp_path):
 
 
 # What can be wrong
+
+
+def test_too_many_broken_images_end_the_run(make_arguments, tmp_path, monkeypatch):
+    monkeypatch.setattr("training.streaming.BROKEN_JUDGED_FROM", 10)
+    folder = tmp_path / "images"
+    folder.mkdir()
+    arguments = make_arguments(tmp_path / "run", dataset=write_images(folder, broken=range(11)), max_broken_share=0.2)
+    with pytest.raises(SystemExit, match=r"of \d+ images broken, more than max_broken_share=0.2 allows"):
+        pretrain.main(arguments)
 
 
 def test_broken_images_are_counted_and_the_run_finishes(make_arguments, tmp_path, capsys):
