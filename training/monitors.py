@@ -2,9 +2,13 @@
 
 import json
 import os
+import sys
 from pathlib import Path
 
 import torch
+from tqdm import tqdm
+
+from training.arguments import TrainingSettings
 
 
 def teacher_entropies(targets: torch.Tensor) -> dict[str, float]:
@@ -57,6 +61,61 @@ class CollapseWatch:
     @property
     def is_lost(self) -> bool:
         return 0 < self.patience <= self.lines
+
+
+class Reporter:
+    """What a run shows while it goes: progress bar, log, warnings. Only the main process writes; all notice a collapse.
+
+    Args:
+        output: The folder of the run; the log is `log.jsonl` in it.
+        settings: Of the run.
+        step: The step that it goes on from.
+        is_main: Whether this is the main process.
+    """
+
+    def __init__(self, output: Path, settings: TrainingSettings, step: int, is_main: bool):
+        self.output, self.settings = output, settings
+        self.collapse = CollapseWatch(settings.collapse_patience)
+        self.log = JsonLog(output / "log.jsonl", first_step=step + 1) if is_main else None
+        hides_progress = settings.quiet or not is_main or not sys.stderr.isatty()
+        self.progress = tqdm(total=settings.steps, initial=step, desc="Pretraining", unit="step", disable=hides_progress)
+
+    def step(self, broken: list[str]) -> None:
+        """One step more, and the images that its batch had to skip."""
+        for reason in broken:
+            self.progress.write(f"skipped broken image {reason}", file=sys.stderr)
+        self.progress.update()
+
+    def write(self, entry: dict) -> None:
+        """A line of the log.
+
+        Raises:
+            SystemExit: If the teacher has been collapsed for `collapse_patience` lines; on every rank alike.
+        """
+        warning = self.collapse.update(entry)
+        if self.log:
+            self.log.write(entry)
+            self.progress.set_postfix(loss=f"{entry['loss']:.3f}", images_per_s=f"{entry['images_per_s']:.0f}")
+            if self.progress.disable and not self.settings.quiet:
+                print(console_line(entry, self.settings.steps), file=sys.stderr, flush=True)
+            if warning:
+                self.progress.write(warning, file=sys.stderr)
+        if self.collapse.is_lost:
+            raise SystemExit(
+                f"{warning} After collapse_patience={self.collapse.patience} such lines of the log the run stops; go on from a "
+                f"checkpoint of an earlier step in {self.output / 'checkpoints'}, with --resume PATH."
+            )
+
+    def close(self) -> None:
+        self.progress.close()
+
+
+def console_line(entry: dict, steps: int) -> str:
+    """What a job's log shows of an entry, where no progress bar can be drawn."""
+    return (
+        f"step {entry['step']}/{steps}  loss {entry['loss']:.3f} (ln K {entry['ln_k']:.3f})  teacher entropy "
+        f"{entry['teacher_entropy']:.3f}  {entry['images_per_s']:.0f} images/s"
+    )
 
 
 class JsonLog:

@@ -19,7 +19,6 @@ import torch
 import transformers
 from accelerate import Accelerator
 from accelerate.utils import set_seed
-from tqdm import tqdm
 
 from evaluation.data_sets import open_images
 from evaluation.synthetic_parts import count_cores, recorded_splits, write_dataset
@@ -30,7 +29,7 @@ from training.crops import MultiCrop
 from training.dino_loss import DinoLoss
 from training.dry_run import describe
 from training.export import export
-from training.monitors import CollapseWatch, JsonLog, draw_curves, teacher_entropies
+from training.monitors import Reporter, draw_curves, teacher_entropies
 from training.optimizer import build_optimizer, clip_gradients, set_schedule
 from training.original_crops import OriginalMultiCrop
 from training.preemption import AGREEMENT_STEPS, EXIT_CODE, StopSignals, shielded
@@ -164,32 +163,23 @@ def render_synthetic(data: DataSettings, training: TrainingSettings) -> str:
 def train(run: Run, stream: ViewStream, all_settings: Settings, output: Path, stop_signals: StopSignals) -> None:
     """Steps until the last, or until a signal."""
     settings, accelerator = run.settings, run.accelerator
-    is_main = accelerator.is_main_process
     with shielded():
         stream_batches = batches(stream, settings.batch_size // accelerator.num_processes)
     # The workers make batches in turn: positions can be resumed from where every worker has made equally many.
     workers = max(stream.num_workers, 1)
     checkpoint_steps = math.ceil(settings.checkpoint_steps / workers) * workers
     agreement_steps = workers if accelerator.num_processes == 1 else math.ceil(AGREEMENT_STEPS / workers) * workers
-    log = JsonLog(output / "log.jsonl", first_step=run.step + 1) if is_main else None
-    progress = tqdm(
-        total=settings.steps,
-        initial=run.step,
-        desc="Pretraining",
-        unit="step",
-        disable=not is_main or not shows_progress(settings),
-    )
-    collapse = CollapseWatch(settings.collapse_patience)
+    reporter = Reporter(output, settings, run.step, is_main=accelerator.is_main_process)
     last_time, last_step, last_seconds = time.perf_counter(), run.step, run.seconds
     while run.step < settings.steps:
         batch = next(stream_batches)
         stream.positions[batch.worker] = batch.position
-        run.broken_images += report_broken(batch, progress)
+        run.broken_images += len(batch.broken)
         figures = train_step(run, batch)
         run.step += 1
         now = time.perf_counter()
         run.seconds, last_time = run.seconds + now - last_time, now
-        progress.update()
+        reporter.step(batch.broken)
         ends = run.step == settings.steps
         stops = not ends and run.step % agreement_steps == 0 and stop_signals.agreed(accelerator)
         logs, saves = ends or run.step % settings.log_steps == 0, ends or stops or run.step % checkpoint_steps == 0
@@ -198,27 +188,14 @@ def train(run: Run, stream: ViewStream, all_settings: Settings, output: Path, st
         if logs:
             images_per_s = settings.batch_size * (run.step - last_step) / (run.seconds - last_seconds)
             last_step, last_seconds = run.step, run.seconds
-            entry = log_entry(run, figures, images_per_s, batch.position[0])
-            warning = collapse.update(entry)  # the same on every rank
-            if log:
-                log.write(entry)
-                progress.set_postfix(loss=f"{entry['loss']:.3f}", images_per_s=f"{images_per_s:.0f}")
-                if progress.disable and not settings.quiet:
-                    print(console_line(entry, settings.steps), file=sys.stderr, flush=True)
-                if warning:
-                    progress.write(warning, file=sys.stderr)
-            if collapse.is_lost:
-                raise SystemExit(
-                    f"{warning} After collapse_patience={settings.collapse_patience} such lines of the log the run stops; go "
-                    f"on from a checkpoint of an earlier step in {output / 'checkpoints'}, with --resume PATH."
-                )
+            reporter.write(log_entry(run, figures, images_per_s, batch.position[0]))
         if saves:
             save_checkpoint(run, stream, all_settings, output)
         if stops:
             accelerator.print(f"Stopped by a signal and saved at step {run.step}; the same command goes on from there.")
             accelerator.end_training()
             raise SystemExit(EXIT_CODE)
-    progress.close()
+    reporter.close()
 
 
 def train_step(run: Run, batch: Batch) -> dict[str, torch.Tensor | float]:
@@ -286,14 +263,6 @@ def log_entry(run: Run, figures: dict, images_per_s: float, epoch: int) -> dict:
     }
 
 
-def console_line(entry: dict, steps: int) -> str:
-    """What a job's log shows of an entry, where no progress bar can be drawn."""
-    return (
-        f"step {entry['step']}/{steps}  loss {entry['loss']:.3f} (ln K {entry['ln_k']:.3f})  teacher entropy "
-        f"{entry['teacher_entropy']:.3f}  {entry['images_per_s']:.0f} images/s"
-    )
-
-
 def check_finite(run: Run, figures: dict, output: Path) -> None:
     """Ends a run whose weights are no longer of use, before they are saved."""
     loss, gradient_norm = float(figures["loss"]), float(figures["gradient_norm"])  # the norm is the same on all ranks
@@ -303,16 +272,6 @@ def check_finite(run: Run, figures: dict, output: Path) -> None:
             "learning_rate or set mixed_precision=no, and go on from "
             f"{checkpoint.find('auto', output / 'checkpoints') or 'the start'}."
         )
-
-
-def report_broken(batch: Batch, progress: tqdm) -> int:
-    for reason in batch.broken:
-        progress.write(f"skipped broken image {reason}", file=sys.stderr)
-    return len(batch.broken)
-
-
-def shows_progress(settings: TrainingSettings) -> bool:
-    return sys.stderr.isatty() and not settings.quiet
 
 
 if __name__ == "__main__":
