@@ -110,7 +110,7 @@ def test_a_box_of_the_whole_image_is_possible():
 def test_cuts_and_resizes_as_torchvision_does_with_pil(photograph, monkeypatch):
     for box in [(0, 0, 120, 90), (7, 11, 71, 75), (30, 5, 50, 28)]:
         monkeypatch.setattr(crops, "random_box", lambda *args, box=box: box)
-        view = make_view(np.asarray(photograph), PLAIN, np.random.default_rng(0))
+        view = make_view(np.array(photograph), PLAIN, np.random.default_rng(0))
         x0, y0, x1, y1 = box
         expected = transforms.resized_crop(photograph, y0, x0, y1 - y0, x1 - x0, [32, 32], transforms.InterpolationMode.BICUBIC)
         difference = np.abs(view.astype(int) - np.asarray(expected))
@@ -127,16 +127,16 @@ def test_cuts_and_resizes_as_torchvision_does_with_pil(photograph, monkeypatch):
     ids=["flip", "grayscale", "solarize"],
 )
 def test_single_changes_are_those_of_torchvision(photograph, change, expected):
-    plain = make_view(np.asarray(photograph), PLAIN, np.random.default_rng(0))
+    plain = make_view(np.array(photograph), PLAIN, np.random.default_rng(0))
     settings = ViewSettings(**(vars(PLAIN) | change))
-    view = make_view(np.asarray(photograph), settings, np.random.default_rng(0))
+    view = make_view(np.array(photograph), settings, np.random.default_rng(0))
     assert np.abs(view.astype(int) - np.asarray(expected(Image.fromarray(plain)))).max() <= 1
     assert not np.array_equal(view, plain)
 
 
 def test_blur_smooths(photograph):
-    plain = make_view(np.asarray(photograph), PLAIN, np.random.default_rng(0))
-    blurred = make_view(np.asarray(photograph), ViewSettings(**(vars(PLAIN) | {"blur": 1.0})), np.random.default_rng(0))
+    plain = make_view(np.array(photograph), PLAIN, np.random.default_rng(0))
+    blurred = make_view(np.array(photograph), ViewSettings(**(vars(PLAIN) | {"blur": 1.0})), np.random.default_rng(0))
     roughness = lambda view: np.abs(np.diff(view.astype(int), axis=1)).mean()  # noqa: E731
     assert roughness(blurred) < 0.9 * roughness(plain)
     assert blurred.mean() == pytest.approx(plain.mean(), abs=1)
@@ -180,9 +180,9 @@ def test_changes_happen_as_often_as_they_should(photograph):
     corner = Image.new("RGB", (12, 12))
     corner.putpixel((0, 0), (255, 0, 0))
     for seed in range(trials):
-        gray = make_view(np.asarray(small), ViewSettings(**(vars(PLAIN) | {"grayscale": 0.2})), np.random.default_rng(seed))
+        gray = make_view(np.array(small), ViewSettings(**(vars(PLAIN) | {"grayscale": 0.2})), np.random.default_rng(seed))
         counts["grayscale"] += int((gray[..., 0] == gray[..., 1]).all() and (gray[..., 0] == gray[..., 2]).all())
         whole = ViewSettings(12, (1.0, 1.0), 0.0, 0.0, jitter_probability=0.0, grayscale=0.0, flip=0.5)
-        counts["flip"] += int(make_view(np.asarray(corner), whole, np.random.default_rng(seed))[0, 0, 0] < 128)
+        counts["flip"] += int(make_view(np.array(corner), whole, np.random.default_rng(seed))[0, 0, 0] < 128)
     for name, probability in (("grayscale", 0.2), ("flip", 0.5)):
         assert abs(counts[name] - trials * probability) < 4 * math.sqrt(trials * probability * (1 - probability)), name
