@@ -84,6 +84,12 @@ class Scores:
             self.per_image.setdefault(name, []).append(score)
         self.segments_used.append(count_segments(label_map))
 
+    def extend(self, others: "Scores") -> None:
+        """Take in the images of another share of the data set."""
+        for name, scores in others.per_image.items():
+            self.per_image.setdefault(name, []).extend(scores)
+        self.segments_used += others.segments_used
+
     def summary(self) -> dict[str, float | int]:
         """Average over images: every score (nan if undefined), `segments_used`, and how many images there were."""
         means = {name: mean_over_images(scores) for name, scores in self.per_image.items()}
