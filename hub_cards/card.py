@@ -137,8 +137,9 @@ def build_metadata(
         "license": previous.get("license", "mit"),
         "tags": list(tags),
     }
-    if model.training and (trained_on := training_data(model.training["settings"])).on_hub:
-        generated["datasets"] = [trained_on.identifier]
+    trained_on = training_data(model.training["settings"]) if model.training else []
+    if on_hub := [data.identifier for data in trained_on if data.on_hub]:
+        generated["datasets"] = on_hub
     if results:
         metrics = list(dict.fromkeys(result.metric_type for result in results))
         generated |= {"metrics": metrics, "model_name": name, "eval_results": results}
@@ -240,13 +241,14 @@ def _recipe(training: Mapping[str, Any] | None) -> str:
         return ""
     settings = dict(training["settings"])
     if settings["dataset"] is not None:
-        settings["dataset"] = training_data(settings).identifier
+        names = [data.identifier for data in training_data(settings)]
+        settings["dataset"] = names if len(names) > 1 else names[0]
     for name in ("output_dir", "resume", "quiet"):
         settings.pop(name, None)
     told = {
         name: value
         for name, value in settings.items()
-        if value is not None and not (isinstance(value, str) and os.path.isabs(value))
+        if value not in (None, []) and not (isinstance(value, str) and os.path.isabs(value))
     }
     return yaml_dump(told, sort_keys=False).strip()
 

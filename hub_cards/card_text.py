@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from hub_cards.records import DataSetName, ModelRecord, training_data
+from hub_cards.records import DataSetName, ModelRecord, as_list, training_data
 
 # Score of the JSON -> its name in full and in a table's head. One that is not listed goes by its own name.
 SCORE_TITLES = {
@@ -156,8 +156,8 @@ def describe_training(training: Mapping[str, Any] | None) -> dict[str, str]:
     settings = training["settings"]
     processes = training["processes"]
     return {
-        "Data": training_data(settings).title
-        + (f", split `{settings['dataset_split']}`" if settings["dataset"] and settings.get("dataset_split") else ""),
+        "Data": ", ".join(data.title for data in training_data(settings))
+        + (f", split {', '.join(f'`{split}`' for split in as_list(settings['dataset_split']))}" if settings["dataset"] else ""),
         "Steps": f"{training['steps']:,}",
         "Batch size": f"{settings['batch_size']:,} images",
         "Images seen": f"{training['images_seen']:,}",
@@ -177,7 +177,7 @@ def describe_limitations(model: ModelRecord, evaluations: Sequence[Evaluation]) 
     limitations = []
     if trained_on is None:
         limitations.append("How and on what these weights were trained is not recorded in the model folder.")
-    elif trained_on.synthetic:
+    elif all(data.synthetic for data in trained_on):
         limitations.append("Trained on synthetic rendered objects only: it is no evidence for photographs.")
     else:
         limitations.append("What the training data lacks or shows one-sidedly, the parts will lack or show one-sidedly.")

@@ -142,16 +142,21 @@ def read_scores(path: str | Path, model: ModelRecord, repo_id: str | None = None
     return record
 
 
-def training_data(settings: Mapping[str, Any]) -> DataSetName:
-    """Name the data set of training.json's settings; none given means the rendered one."""
+def training_data(settings: Mapping[str, Any]) -> list[DataSetName]:
+    """Name the data sets of training.json's settings; none given means the rendered one."""
     if settings["dataset"] is not None:
-        return _name_of(settings["dataset"])
+        return [_name_of(dataset) for dataset in as_list(settings["dataset"])]
     made_with = (
         f"{settings['synthetic_images']:,} images, {settings['synthetic_image_size']} px, "
         f"difficulty {settings['synthetic_difficulty']}, seed {settings['synthetic_seed']}"
     )
     title = f"synthetic articulated objects rendered by `evaluation.synthetic_parts` ({made_with})"
-    return DataSetName("synthetic_parts", title, synthetic=True)
+    return [DataSetName("synthetic_parts", title, synthetic=True)]
+
+
+def as_list(value: Any) -> list:
+    """A setting of several data sets; records from before there could be several have one value."""
+    return value if isinstance(value, list) else [value]
 
 
 def scored_data(settings: Mapping[str, Any], training: Mapping[str, Any] | None) -> DataSetName:

@@ -10,7 +10,7 @@ import torch
 
 from evaluation.part_segmentation import PROTOCOL, SUMMARY_OF_CONFIG
 from modeling_rats import RatsConfig, RatsForPartSegmentation, RatsImageProcessor
-from training.arguments import DataSettings, ModelSettings, TrainingSettings
+from training.settings import DataSettings, ModelSettings, TrainingSettings
 
 SCORES = {
     "model": {

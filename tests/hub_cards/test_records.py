@@ -103,4 +103,4 @@ def test_data_sets_are_told_by_hub_name_or_last_part_of_the_path(model_folder, t
         name = scored_data({"dataset": dataset}, training)
         assert (name.identifier, name.on_hub, name.synthetic) == (identifier, on_hub, False)
     rendered = scored_data({"dataset": str(model_folder.parent / "data")}, training)
-    assert rendered.synthetic and training_data(training["settings"]).synthetic
+    assert rendered.synthetic and training_data(training["settings"])[0].synthetic
