@@ -414,7 +414,9 @@ class RatsPrototypes(nn.Module):
         self.weight = nn.Parameter(torch.empty(num_prototypes, features))
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
-        return nn.functional.linear(nn.functional.normalize(features, dim=-1), nn.functional.normalize(self.weight, dim=-1))
+        # The products are divided by the prototypes' lengths, and not the prototypes, which are far more numbers.
+        lengths = torch.linalg.vector_norm(self.weight, dim=-1).clamp(min=1e-12)  # (K)
+        return nn.functional.linear(nn.functional.normalize(features, dim=-1), self.weight) / lengths
 
 
 class RatsProjectionHead(nn.Module):

@@ -3,31 +3,73 @@
 import json
 import os
 import shutil
-from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 
 import torch
+from accelerate.utils import broadcast_object_list
+from transformers import PreTrainedModel, ViTImageProcessor
 
-from modeling_rats import RatsConfig, RatsForPartSegmentation, RatsImageProcessor
-from training.arguments import Settings
+from modeling_rats import RatsForPartSegmentation, RatsImageProcessor
+from training.networks import build_backbone_and_head, build_config
 from training.run_state import Run
+from training.settings import Settings, flat
+from training.sharding import whole_weights
+
+_BACKBONE = "backbone."
 
 
-def export(run: Run, settings: Settings, folder: Path) -> None:
-    """Writes the teacher as a RatsForPartSegmentation folder with its processor and a record of the training.
+def teacher_model(run: Run) -> PreTrainedModel:
+    """The teacher on this rank's device, in evaluation mode: RatsForPartSegmentation, or the bare backbone of a twin.
+
+    All ranks must call it: FSDP gathers the weights.
+    """
+    settings = run.settings
+    config = build_config(settings.model, settings.data.global_crop_size)
+    with torch.random.fork_rng():  # the weights drawn here are replaced at once
+        backbone, _ = build_backbone_and_head(settings.model.model_type, config)
+        model = RatsForPartSegmentation(config) if settings.model.model_type == "rats" else backbone
+    weights = whole_weights(run.teacher)
+    own = {name.removeprefix(_BACKBONE): value for name, value in weights.items() if name.startswith(_BACKBONE)}
+    model.base_model.load_state_dict(own)
+    return model.to(run.accelerator.device).eval()
+
+
+def build_processor(settings: Settings) -> RatsImageProcessor | ViTImageProcessor:
+    side_px = settings.training.export_image_size or settings.data.global_crop_size
+    size = {"height": side_px, "width": side_px}
+    if settings.model.model_type == "rats":
+        return RatsImageProcessor(size=size)
+    mean, std = RatsImageProcessor.image_mean, RatsImageProcessor.image_std
+    return ViTImageProcessor(size=size, resample=RatsImageProcessor.resample, image_mean=mean, image_std=std)
+
+
+def export(run: Run, folder: Path) -> None:
+    """Writes the model of the teacher with its processor and a record of the training. All ranks must call it.
 
     What else is in the folder stays: a card in which a person may have written, and its pictures.
     """
-    model_settings, data_settings, training_settings = settings
-    config = RatsConfig(**asdict(model_settings), image_size=data_settings.global_crop_size)
-    model = RatsForPartSegmentation(config)
-    model.rats.load_state_dict(run.teacher.model.rats.state_dict())
-    side = training_settings.export_image_size or data_settings.global_crop_size
+    model = teacher_model(run)
+    if run.accelerator.is_main_process:
+        _write(run, model, folder)
+    run.accelerator.wait_for_everyone()
+
+
+def asked_for(run: Run, output: Path) -> bool:
+    """Whether somebody has made the file `export_now` in the folder of the run; it is taken away. All ranks must call it."""
+    request = output / "export_now"
+    is_there = run.accelerator.is_main_process and request.exists()
+    if is_there:
+        request.unlink()
+    return broadcast_object_list([is_there])[0]
+
+
+def _write(run: Run, model: PreTrainedModel, folder: Path) -> None:
+    settings = run.settings
     record = {
-        "settings": {**asdict(model_settings), **asdict(data_settings), **asdict(training_settings)},
+        "settings": flat(settings),
         "steps": run.step,
-        "images_seen": run.step * training_settings.batch_size,
+        "images_seen": run.step * settings.training.batch_size,
         "seconds": round(run.seconds, 1),
         "device": device_name(run.accelerator.device),
         "processes": run.accelerator.num_processes,
@@ -37,7 +79,7 @@ def export(run: Run, settings: Settings, folder: Path) -> None:
     temporary = folder.with_name(f".{folder.name}")
     shutil.rmtree(temporary, ignore_errors=True)
     model.save_pretrained(temporary)
-    RatsImageProcessor(size={"height": side, "width": side}).save_pretrained(temporary)
+    build_processor(settings).save_pretrained(temporary)
     (temporary / "training.json").write_text(json.dumps(record, indent=1) + "\n")
     folder.mkdir(exist_ok=True)
     for file in temporary.iterdir():

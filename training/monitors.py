@@ -1,30 +1,23 @@
-"""What is watched while training: figures of the teacher, the JSON-lines log, the picture of the curves."""
+"""What a run shows while it goes: the JSON-lines log, progress, and the watches that end a run that is lost."""
 
 import json
+import math
 import os
 import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from tqdm import tqdm
 
-from training.arguments import TrainingSettings
-
-
-def teacher_entropies(targets: torch.Tensor) -> dict[str, float]:
-    """Entropies of the teacher's probabilities, in nats; ln K is the entropy of the uniform distribution.
-
-    Both near ln K: collapse to the uniform output. Both near 0: collapse to one prototype. Healthy: `teacher_entropy` falls
-    below ln K while `teacher_marginal_entropy`, that of the mean over the batch, stays high.
-
-    Args:
-        targets: Teacher probabilities, (G, B, K).
-    """
-    marginal = targets.flatten(0, 1).mean(dim=0)
-    return {
-        "teacher_entropy": torch.special.entr(targets).sum(dim=-1).mean().item(),
-        "teacher_marginal_entropy": torch.special.entr(marginal).sum().item(),
-    }
+from training import checkpoint
+from training.run_state import Run
+from training.schedules import Schedule
+from training.streaming import Batch
+from training.teacher_figures import teacher_figures
 
 
 class CollapseWatch:
@@ -63,48 +56,155 @@ class CollapseWatch:
         return 0 < self.patience <= self.lines
 
 
-class Reporter:
-    """What a run shows while it goes: progress bar, log, warnings. Only the main process writes; all notice a collapse.
+class NonFiniteWatch:
+    """Counts the steps in a row whose gradient was not finite, so that they were skipped.
 
     Args:
-        output: The folder of the run; the log is `log.jsonl` in it.
-        settings: Of the run.
-        step: The step that it goes on from.
-        is_main: Whether this is the main process.
+        patience: Steps in a row after which a run is lost.
     """
 
-    def __init__(self, output: Path, settings: TrainingSettings, step: int, is_main: bool):
+    def __init__(self, patience: int):
+        self.patience = patience
+        self.steps = 0
+
+    def update(self, step: int, figures: "StepFigures") -> str | None:
+        """What is wrong, told at the first step of a row and at the last; None otherwise."""
+        self.steps = 0 if figures.is_finite else self.steps + 1
+        if self.steps not in (1, self.patience):
+            return None
+        return (
+            f"step {step}: the loss is {float(figures.loss)} and the gradient norm {float(figures.gradient_norm)}; the step "
+            f"was skipped, {self.steps} in a row. If it goes on, lower learning_rate or set mixed_precision=no."
+        )
+
+    @property
+    def is_lost(self) -> bool:
+        return self.steps >= self.patience
+
+
+class StepFigures(NamedTuple):
+    """What a step has measured; tensors on the device, so that nothing waits for them.
+
+    Attributes:
+        loss: DINO loss of this rank's images, a scalar.
+        koleo: KoLeo regulariser before its weight, a scalar; 0 where it is off.
+        gradient_norm: Global norm before clipping, a scalar, the same on all ranks.
+        is_finite: Whether that norm is, and the step was taken.
+        targets: Teacher probabilities, (G, B, K).
+        schedule: Learning rate and the like.
+    """
+
+    loss: torch.Tensor
+    koleo: torch.Tensor
+    gradient_norm: torch.Tensor
+    is_finite: bool
+    targets: torch.Tensor
+    schedule: Schedule
+
+
+class Reporter:
+    """What a run shows while it goes: progress bar, log, trackers, warnings. Only the main process writes; all notice trouble.
+
+    Args:
+        run: As it starts or goes on.
+        output: The folder of the run; the log is `log.jsonl` in it.
+    """
+
+    def __init__(self, run: Run, output: Path):
+        settings, is_main = run.settings.training, run.accelerator.is_main_process
         self.output, self.settings = output, settings
-        self.collapse = CollapseWatch(settings.collapse_patience)
-        self.log = JsonLog(output / "log.jsonl", first_step=step + 1) if is_main else None
+        self.collapse, self.non_finite = CollapseWatch(settings.collapse_patience), NonFiniteWatch(settings.nonfinite_patience)
+        self.log = JsonLog(output / "log.jsonl", first_step=run.step + 1) if is_main else None
         hides_progress = settings.quiet or not is_main or not sys.stderr.isatty()
-        self.progress = tqdm(total=settings.steps, initial=step, desc="Pretraining", unit="step", disable=hides_progress)
+        self.progress = tqdm(total=settings.steps, initial=run.step, desc="Pretraining", unit="step", disable=hides_progress)
+        self.waited_s, self.last_time = 0.0, time.perf_counter()
+        self.logged_step, self.logged_seconds, self.logged_waited_s = run.step, run.seconds, 0.0
 
-    def step(self, broken: list[str]) -> None:
-        """One step more, and the images that its batch had to skip."""
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Time spent inside is time that the step waits for data."""
+        start = time.perf_counter()
+        yield
+        self.waited_s += time.perf_counter() - start
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Time spent inside counts for no step."""
+        yield
+        self.last_time = time.perf_counter()
+
+    def step(self, run: Run, figures: StepFigures, broken: list[str]) -> None:
+        """One step more, and the images that its batch had to skip.
+
+        Raises:
+            SystemExit: If no step has been possible for `nonfinite_patience` steps; on every rank alike.
+        """
+        now = time.perf_counter()
+        run.seconds, self.last_time = run.seconds + now - self.last_time, now
         for reason in broken:
-            self.progress.write(f"skipped broken image {reason}", file=sys.stderr)
+            self._warn(f"skipped broken image {reason}")
         self.progress.update()
+        warning = self.non_finite.update(run.step, figures)
+        if self.non_finite.is_lost:
+            raise SystemExit(
+                f"{warning} After nonfinite_patience={self.non_finite.patience} such steps the run stops; the last good "
+                f"checkpoint is {checkpoint.find('auto', self.output / 'checkpoints') or 'none, so start anew'}."
+            )
+        if warning and self.log:
+            self._warn(warning)
 
-    def write(self, entry: dict) -> None:
-        """A line of the log.
+    def write(self, run: Run, figures: StepFigures, batch: Batch) -> None:
+        """A line of the log; all ranks must call it, for its figures are means over them.
 
         Raises:
             SystemExit: If the teacher has been collapsed for `collapse_patience` lines; on every rank alike.
         """
+        entry = self._entry(run, figures, batch)
         warning = self.collapse.update(entry)
         if self.log:
             self.log.write(entry)
+            run.accelerator.log({name: value for name, value in entry.items() if name != "step"}, step=run.step)
             self.progress.set_postfix(loss=f"{entry['loss']:.3f}", images_per_s=f"{entry['images_per_s']:.0f}")
             if self.progress.disable and not self.settings.quiet:
                 print(console_line(entry, self.settings.steps), file=sys.stderr, flush=True)
             if warning:
-                self.progress.write(warning, file=sys.stderr)
+                self._warn(warning)
         if self.collapse.is_lost:
             raise SystemExit(
                 f"{warning} After collapse_patience={self.collapse.patience} such lines of the log the run stops; go on from a "
                 f"checkpoint of an earlier step in {self.output / 'checkpoints'}, with --resume PATH."
             )
+
+    def _entry(self, run: Run, figures: StepFigures, batch: Batch) -> dict:
+        accelerator, seconds = run.accelerator, run.seconds - self.logged_seconds
+        with torch.no_grad(), accelerator.autocast():
+            of_teacher = teacher_figures(run.teacher, batch.views[0].to(accelerator.device), figures.targets)
+        own = {
+            "loss": float(figures.loss),
+            **({"koleo": float(figures.koleo)} if self.settings.koleo_weight else {}),
+            **of_teacher,
+            "data_wait_share": (self.waited_s - self.logged_waited_s) / seconds,
+            "broken_images": run.broken_images * accelerator.num_processes,  # summed, where the others are averaged
+        }
+        sums = accelerator.reduce(torch.tensor(list(own.values()), device=accelerator.device), "sum")
+        means = dict(zip(own, (sums / accelerator.num_processes).tolist(), strict=True))
+        images_per_s = self.settings.batch_size * (run.step - self.logged_step) / seconds
+        self.logged_step, self.logged_seconds, self.logged_waited_s = run.step, run.seconds, self.waited_s
+        return {
+            "step": run.step,
+            **means,
+            "ln_k": math.log(figures.targets.shape[-1]),
+            "gradient_norm": float(figures.gradient_norm),
+            **figures.schedule._asdict(),
+            "images_per_s": images_per_s,
+            "images_seen": run.step * self.settings.batch_size,
+            "epoch": batch.epoch,
+            "broken_images": int(means["broken_images"]),
+            "skipped_steps": run.skipped_steps,
+        }
+
+    def _warn(self, message: str) -> None:
+        self.progress.write(message, file=sys.stderr)
 
     def close(self) -> None:
         self.progress.close()
@@ -148,32 +248,3 @@ def read_log(path: Path) -> list[dict]:
         except json.JSONDecodeError:
             break
     return entries
-
-
-def draw_curves(log: Path, picture: Path) -> None:
-    """Draws loss and teacher entropies (with ln K), learning rate, gradient norm and images/s against the step."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    entries = read_log(log)
-    steps = [entry["step"] for entry in entries]
-    panels = [
-        ("loss and entropies, nats", ["loss", "teacher_entropy", "teacher_marginal_entropy", "ln_k"]),
-        ("gradient norm", ["gradient_norm"]),
-        ("learning rate", ["learning_rate"]),
-        ("images/s", ["images_per_s"]),
-    ]
-    figure, axes = plt.subplots(1, len(panels), figsize=(4 * len(panels), 3), layout="constrained")
-    for axis, (title, names) in zip(axes, panels, strict=True):
-        for name in names:
-            axis.plot(steps, [entry[name] for entry in entries], label=name.replace("_", " "))
-        axis.set_title(title)
-        axis.set_xlabel("step")
-        if len(names) > 1:
-            axis.legend(fontsize="small")
-    temporary = picture.with_name(f".{picture.name}")
-    figure.savefig(temporary, format="png", dpi=100)
-    plt.close(figure)
-    os.replace(temporary, picture)

@@ -3,6 +3,8 @@
 import torch
 from torch import nn
 
+from training.sharding import own_shards, sum_over_shards
+
 
 def build_optimizer(model: nn.Module) -> torch.optim.AdamW:
     """AdamW over the trainable parameters; weight decay leaves biases and other 1-D parameters out (dino/utils.py).
@@ -29,15 +31,17 @@ def clip_gradients(model: nn.Module, max_norm: float) -> torch.Tensor:
     """Clips each parameter's gradient to `max_norm` by itself, not globally (dino/utils.py, clip_gradients).
 
     Args:
-        model: Its gradients are scaled in place.
+        model: Its gradients are scaled in place; FSDP may have sharded them.
         max_norm: Largest L2 norm of a parameter's gradient; 0 clips nothing.
 
     Returns:
         The global L2 norm before clipping, a scalar.
     """
     gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
-    norms = torch._foreach_norm(gradients)
+    shards = own_shards(gradients)
+    norms = torch.stack(torch._foreach_norm(shards))  # (parameters,)
+    norms = sum_over_shards(norms.square(), gradients[0]).sqrt()
     if max_norm:
-        scales = (max_norm / (torch.stack(norms) + 1e-6)).clamp(max=1.0)
-        torch._foreach_mul_(gradients, list(scales.unbind()))
-    return torch.stack(norms).norm()
+        scales = (max_norm / (norms + 1e-6)).clamp(max=1.0)
+        torch._foreach_mul_(shards, list(scales.unbind()))
+    return norms.norm()

@@ -1,6 +1,6 @@
 """Everything that a step reads and changes, saved to a checkpoint and resumed from one."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -8,10 +8,10 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, gather_object
 
 from training import checkpoint
-from training.arguments import Settings, TrainingSettings
 from training.dino_loss import DinoLoss
+from training.settings import EvaluationSettings, Settings, flat
+from training.sharding import load_whole_states, whole_states
 from training.streaming import ViewStream
-from training.student_teacher import MultiCropNetwork
 
 # Settings that a run may change when it goes on from a checkpoint.
 MAY_CHANGE = (
@@ -19,13 +19,23 @@ MAY_CHANGE = (
     "warm_start",  # the checkpoint holds what became of it
     "steps",
     "mixed_precision",
+    "attn_implementation",
+    "gradient_accumulation_steps",  # gives the same gradients up to rounding and drop path
+    "gradient_checkpointing",
+    "torch_compile",
     "cpu_threads",
     "resume",
     "checkpoint_steps",
     "keep_checkpoints",
     "keep_every_steps",
+    "collapse_patience",
+    "nonfinite_patience",
     "log_steps",
+    "report_to",
     "export_image_size",
+    "push_to_hub",
+    "hub_model_id",
+    "hub_private_repo",
     "max_broken_share",
     "dry_run",
     "quiet",
@@ -38,16 +48,17 @@ class Run:
 
     accelerator: Accelerator
     student: torch.nn.Module
-    teacher: MultiCropNetwork
+    teacher: torch.nn.Module
     loss: DinoLoss
     optimizer: torch.optim.Optimizer
-    settings: TrainingSettings
+    settings: Settings
     step: int = 0
     seconds: float = 0.0  # spent in steps, over all sittings
     broken_images: int = 0  # that this rank has skipped, over all sittings
+    skipped_steps: int = 0  # whose gradient was not finite, over all sittings
 
 
-def save_checkpoint(run: Run, stream: ViewStream, settings: Settings, output: Path) -> None:
+def save_checkpoint(run: Run, stream: ViewStream, output: Path) -> None:
     """Every rank sends its stream's positions and the state of its generators; the main process writes.
 
     Raises:
@@ -57,19 +68,20 @@ def save_checkpoint(run: Run, stream: ViewStream, settings: Settings, output: Pa
     if torch.cuda.is_available():
         own["cuda_generator"] = torch.cuda.get_rng_state()
     ranks = gather_object([own])
-    problem = None
+    states = whole_states(run.student, run.teacher, run.optimizer)
+    scaler, problem = run.accelerator.scaler, None
     if run.accelerator.is_main_process:
         state = {
             "step": run.step,
             "seconds": run.seconds,
-            "student": run.accelerator.unwrap_model(run.student).state_dict(),
-            "teacher": run.teacher.state_dict(),
+            "skipped_steps": run.skipped_steps,
+            **states,
             "loss": run.loss.state_dict(),
-            "optimizer": run.optimizer.state_dict(),
-            "lasting_settings": lasting_settings(run, settings),
+            "scaler": scaler.state_dict() if scaler else None,
+            "lasting_settings": lasting_settings(run),
             "ranks": ranks,
         }
-        training = run.settings
+        training = run.settings.training
         try:
             checkpoint.save(output / "checkpoints", run.step, state, training.keep_checkpoints, training.keep_every_steps)
         except OSError as error:
@@ -83,16 +95,15 @@ def save_checkpoint(run: Run, stream: ViewStream, settings: Settings, output: Pa
         raise SystemExit(problem if run.accelerator.is_main_process else 1)
 
 
-def lasting_settings(run: Run, settings: Settings) -> dict:
+def lasting_settings(run: Run) -> dict:
     """What a resumed run must share with the run that it goes on from."""
-    model, data, training = settings
-    lasting = asdict(model) | asdict(data) | asdict(training)
-    for name in MAY_CHANGE:
+    lasting = flat(run.settings)
+    for name in (*MAY_CHANGE, *vars(EvaluationSettings())):  # a measurement changes nothing
         del lasting[name]
     return lasting | {"processes": run.accelerator.num_processes}
 
 
-def resume(run: Run, stream: ViewStream, settings: Settings, output: Path) -> None:
+def resume(run: Run, stream: ViewStream, output: Path) -> None:
     """Loads the checkpoint that the settings name, if any, into the run and the stream.
 
     Raises:
@@ -100,19 +111,19 @@ def resume(run: Run, stream: ViewStream, settings: Settings, output: Path) -> No
         ValueError: If it is damaged, or no checkpoint of pretraining, or not the same on all ranks.
         SystemExit: If this run's settings do not fit to it.
     """
-    wanted = checkpoint.load_wanted(run.settings.resume, output / "checkpoints", run.accelerator.print)
+    wanted = checkpoint.load_wanted(run.settings.training.resume, output / "checkpoints", run.accelerator.print)
     paths = [path and path.name for path in gather_object([wanted and wanted[0]])]
     if len(set(paths)) > 1:
         raise ValueError(
             f"the processes found different checkpoints ({', '.join(map(str, paths))}); all must go on from the same one: put "
-            f"output_dir={run.settings.output_dir} on a file system that all of them see."
+            f"output_dir={run.settings.training.output_dir} on a file system that all of them see."
         )
     if wanted is None:
         return
     path, state = wanted
     if "lasting_settings" not in state:
         raise ValueError(f"{path} is no checkpoint of pretraining; --resume needs a step_*.pt file of training/pretrain.py.")
-    then, now = state["lasting_settings"], lasting_settings(run, settings)
+    then, now = state["lasting_settings"], lasting_settings(run)
     changed = [name for name in now if then.get(name) != now[name]]
     if changed:
         raise SystemExit(
@@ -120,11 +131,11 @@ def resume(run: Run, stream: ViewStream, settings: Settings, output: Path) -> No
             f"{', '.join(f'{name}={now[name]}' for name in changed)}; to go on these must stay the same. Use the "
             "checkpoint's settings, another --output_dir, or start anew with --resume none."
         )
-    run.accelerator.unwrap_model(run.student).load_state_dict(state["student"])
-    run.teacher.load_state_dict(state["teacher"])
+    load_whole_states(run.student, run.teacher, run.optimizer, state)
     run.loss.load_state_dict(state["loss"])
-    run.optimizer.load_state_dict(state["optimizer"])
-    run.step, run.seconds = state["step"], state["seconds"]
+    if run.accelerator.scaler and state["scaler"]:
+        run.accelerator.scaler.load_state_dict(state["scaler"])
+    run.step, run.seconds, run.skipped_steps = state["step"], state["seconds"], state["skipped_steps"]
     own = state["ranks"][run.accelerator.process_index]
     run.broken_images = own["broken_images"]
     torch.set_rng_state(own["generator"])

@@ -1,6 +1,38 @@
 """Values that change with the step. Every schedule is a pure function of the step, so that resuming needs no state."""
 
 import math
+from typing import NamedTuple
+
+from training.settings import TrainingSettings
+
+
+class Schedule(NamedTuple):
+    """The values of one step."""
+
+    learning_rate: float
+    weight_decay: float
+    teacher_momentum: float
+    teacher_temperature: float
+
+
+def schedule_at(step: int, settings: TrainingSettings) -> Schedule:
+    return Schedule(
+        learning_rate=warmup_cosine(
+            step,
+            settings.steps,
+            settings.warmup_steps,
+            peak=settings.learning_rate * settings.batch_size / 256,
+            end=settings.min_learning_rate,
+        ),
+        weight_decay=cosine(step, settings.steps, settings.weight_decay, settings.weight_decay_end),
+        teacher_momentum=cosine(step, settings.steps, settings.teacher_momentum, 1.0),
+        teacher_temperature=linear(
+            step,
+            settings.warmup_teacher_temperature_steps,
+            settings.warmup_teacher_temperature,
+            settings.teacher_temperature,
+        ),
+    )
 
 
 def warmup_cosine(step: int, total_steps: int, warmup_steps: int, peak: float, end: float) -> float:

@@ -1,37 +1,29 @@
-"""`datasets` rows -> images -> views -> batches, over ranks and loader workers, with resume and broken images.
+"""`datasets` rows -> images -> views -> batches, from one or several sources, over ranks and loader workers, with resume.
 
 B batch  V views
 """
 
 import hashlib
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
-import datasets
 import numpy as np
 import torch
-from datasets.distributed import split_dataset_by_node
 from PIL import Image
 from torch.utils.data import DataLoader, get_worker_info
 
 from evaluation.data_sets import decode_image
+from training.source_rows import Source, UnreadableImagesError, mix
 
-Position = tuple[int, int]
-"""Where a loader worker stands: (epoch, rows of its share of that epoch already read)."""
-
-SHARDS_EACH = 16
-"""Fewest shards that a worker reads whole; with fewer, shares would differ by more than a sixteenth, and rows are dealt."""
+Position = tuple[int, ...]
+"""Where a loader worker stands: of each source in turn its epoch, and the rows of the worker's share of it already read."""
 
 BROKEN_JUDGED_FROM = 500
 """Images that a worker has tried before it judges the share of broken ones."""
 
 # First words of the seeds, so that no two uses draw the same numbers.
-_SHARD_ORDER, _WINDOW, _VIEWS = range(3)
-
-
-class UnreadableImagesError(RuntimeError):
-    """The data cannot be trained on: a worker finds no image at all, or too many that are broken."""
+_SHARD_ORDER, _WINDOW, _VIEWS, _SOURCE = range(4)
 
 
 @dataclass
@@ -53,6 +45,11 @@ class Batch:
     position: Position
     broken: list[str]
 
+    @property
+    def epoch(self) -> int:
+        """The epoch that the worker is in; of several sources, of the one that it has gone through least often."""
+        return min(self.position[::2])
+
     def pin_memory(self) -> "Batch":
         """Called by the loader for a GPU, so that views can be copied while it computes."""
         self.views = [view.pin_memory() for view in self.views]
@@ -62,27 +59,25 @@ class Batch:
 class ViewStream(torch.utils.data.IterableDataset):
     """An endless stream of views of one rank's images, whose loader workers each read a share of their own.
 
-    An epoch's rows, its shards in a new order, are dealt to the workers of all ranks: worker w of R takes the rows w, w + R,
-    w + 2R, ..., so shares differ by one row at most however many shards there are and however unequal. That makes every
-    worker read all rows (undecoded). So if there are `SHARDS_EACH` shards or more for each worker (files; row groups of
-    parquet, where files are too few), whole shards are dealt instead, and shares differ by a shard.
+    Each worker draws, image after image, the source that the next one comes from, with the sources' weights as probabilities.
+    Every source has epochs of its own, whose rows are dealt to the workers of all ranks (`source_rows.Source`).
 
-    Each worker mixes its share over a window of `shuffle_buffer` rows; where rows are dealt, that is R times as many of the
-    data set's. It goes through one epoch after the other, so nothing is dropped at an epoch's end. What a run drops is the
-    rest of the epoch that each worker is in when the run ends.
+    Each worker mixes its share over a window of `shuffle_buffer` rows; where rows are dealt to R workers one by one, that is R
+    times as many of the data set's. It goes through one epoch after the other, so nothing is dropped at an epoch's end. What a
+    run drops is the rest of the epoch that each worker is in when the run ends.
 
-    The order is a function of (seed, epoch, rank, worker) and their numbers, and the views of an image one of its place in it,
-    so a worker that starts at a saved position gives exactly what would have come: it reads the rows before it undecoded.
+    The order of a source is a function of (seed, epoch, rank, worker) and their numbers, the views of an image one of its place
+    in it, and the next source one of the worker's place in all of them. So a worker that starts at a saved position gives
+    exactly what would have come: it reads the rows before it undecoded.
 
     Args:
-        rows: A streamed data set whose images are not decoded (`evaluation.data_sets.open_images`).
-        image_column: Name of the column of images.
+        sources: One or several data sets.
         make_views: PIL RGB image and random generator -> views.
         seed: Seed of order and views.
         rank: This process among `num_ranks`.
         num_ranks: Number of processes that share the data.
         num_workers: Loader processes; 0 reads in the main process.
-        shuffle_buffer: Rows of a worker's share that its order is mixed over, besides the order of the shards.
+        shuffle_buffer: Rows of a worker's share of a source that its order is mixed over, besides the order of the shards.
         max_broken_share: Share of broken images, from 0 to 1, past which a worker that has tried `BROKEN_JUDGED_FROM` images
             gives up.
 
@@ -90,13 +85,13 @@ class ViewStream(torch.utils.data.IterableDataset):
         positions: Where each worker stands: set it before iterating to go on from there.
 
     Raises:
-        UnreadableImagesError: While iterating, if too many images are broken, or a worker's share holds no image.
+        UnreadableImagesError: If a file cannot be read; while iterating also if too many images are broken, or a worker's share
+            of a source holds no image.
     """
 
     def __init__(
         self,
-        rows: datasets.IterableDataset,
-        image_column: str,
+        sources: Sequence[Source],
         make_views: Callable[[Image.Image, np.random.Generator], list[np.ndarray]],
         seed: int,
         rank: int = 0,
@@ -105,14 +100,13 @@ class ViewStream(torch.utils.data.IterableDataset):
         shuffle_buffer: int = 1000,
         max_broken_share: float = 1.0,
     ):
-        fewest_shards = SHARDS_EACH * num_ranks * max(num_workers, 1)
-        self.rows = rows if rows.num_shards >= fewest_shards else rows.reshard()
-        self.by_shards = self.rows.num_shards >= fewest_shards
-        self.image_column = image_column
+        self.num_readers = num_ranks * max(num_workers, 1)
+        self.sources = [source.for_readers(self.num_readers) for source in sources]
+        weights = np.array([source.weight for source in sources])
+        self.probabilities = weights / weights.sum()
         self.make_views = make_views
         self.seed = seed
         self.rank = rank
-        self.num_ranks = num_ranks
         self.num_workers = num_workers
         self.shuffle_buffer = shuffle_buffer
         self.max_broken_share = max_broken_share
@@ -122,58 +116,58 @@ class ViewStream(torch.utils.data.IterableDataset):
         worker_info = get_worker_info()
         worker = worker_info.id if worker_info else 0
         reader = self.rank * max(self.num_workers, 1) + worker
-        epoch, rows_read = self.positions.get(worker, (0, 0))
         tally = Tally(f"worker {worker} of rank {self.rank}", self.max_broken_share)
+        position = self.positions.get(worker, (0, 0) * len(self.sources))
+        places = zip(position[::2], position[1::2], strict=True)
+        images = [self._images(number, reader, *place, tally) for number, place in enumerate(places)]
+        while True:
+            random = np.random.default_rng([_SOURCE, self.seed, reader, *position])
+            number = int(random.choice(len(images), p=self.probabilities))
+            image, (epoch, rows_read), broken = next(images[number])
+            random = self._random(_VIEWS, number, reader, epoch, rows_read - 1)
+            position = (*position[: 2 * number], epoch, rows_read, *position[2 * number + 2 :])
+            yield Sample(self.make_views(image, random), worker, position, broken)
+
+    def _images(
+        self, number: int, reader: int, epoch: int, rows_read: int, tally: "Tally"
+    ) -> Iterator[tuple[Image.Image, tuple[int, int], list[str]]]:
+        """A reader's images of a source, without end: image, (epoch, rows read with it), broken ones before it."""
+        source = self.sources[number]
+        of_source = f" of {source.name}" if len(self.sources) > 1 else ""
         broken: list[str] = []
         while True:
             readable = 0
-            for index, row in enumerate(self._share(epoch, reader)):
+            for index, row in enumerate(self._share(number, epoch, reader)):
                 if index < rows_read:
                     readable += 1
                     continue
                 try:
-                    image = _decode(row[self.image_column])
+                    image = _decode(row[source.image_column])
                 except Exception as error:  # whatever a decoder raises, the stream goes on
-                    place = f"row {index} of {tally.reader} in epoch {epoch}"
-                    broken.append(f"{_identity(row[self.image_column])} ({place}): {type(error).__name__}: {error}")
+                    place = f"row {index} of {tally.reader} in epoch {epoch}{of_source}"
+                    broken.append(f"{_identity(row[source.image_column])} ({place}): {type(error).__name__}: {error}")
                     tally.count(broken[-1])
                     continue
                 tally.count()
                 readable += 1
-                random = np.random.default_rng([_VIEWS, self.seed, reader, epoch, index])
-                yield Sample(self.make_views(image, random), worker, (epoch, index + 1), broken)
+                yield image, (epoch, index + 1), broken
                 broken = []
             if not readable:
                 raise UnreadableImagesError(
-                    f"{tally.reader} read no image in epoch {epoch} ({len(broken)} broken"
+                    f"{tally.reader} read no image in epoch {epoch}{of_source} ({len(broken)} broken"
                     f"{', the first: ' + broken[0] if broken else ''}); the data set must hold at least one readable "
                     "image per worker: check --dataset and --dataset_split, or lower --num_workers."
                 )
             epoch, rows_read = epoch + 1, 0
 
-    def _share(self, epoch: int, reader: int) -> Iterator[dict]:
-        """The rows of one epoch that are this reader's among the workers of all ranks, mixed."""
-        readers = self.num_ranks * max(self.num_workers, 1)
-        share = split_dataset_by_node(self.rows, reader, readers, "shards" if self.by_shards else "examples")
-        # `datasets` orders shards by its epoch number; the same for all, who must agree on the order that they split.
-        share.set_epoch(int(np.random.default_rng([_SHARD_ORDER, self.seed, epoch]).integers(1, 2**62)))
-        # Unlike iter(), iter(batch_size) does not split once more by the loader's workers.
-        rows = ({name: values[0] for name, values in batch.items()} for batch in share.iter(batch_size=1))
-        return mix(rows, self.shuffle_buffer, np.random.default_rng([_WINDOW, self.seed, reader, epoch]))
+    def _share(self, number: int, epoch: int, reader: int) -> Iterator[dict]:
+        """The rows of one epoch of a source that are this reader's among the workers of all ranks, mixed."""
+        rows = self.sources[number].share(reader, self.num_readers, self._random(_SHARD_ORDER, number, epoch))
+        return mix(rows, self.shuffle_buffer, self._random(_WINDOW, number, reader, epoch))
 
-
-def mix(rows: Iterator[dict], window: int, random: np.random.Generator) -> Iterator[dict]:
-    """Rows in random order: each next one is drawn from `window` rows, and its place is taken by the next that comes in."""
-    held: list[dict] = []
-    for row in rows:
-        if len(held) < window:
-            held.append(row)
-            continue
-        place = random.integers(window)
-        drawn, held[place] = held[place], row
-        yield drawn
-    for place in random.permutation(len(held)):
-        yield held[place]
+    def _random(self, use: int, number: int, *numbers: int) -> np.random.Generator:
+        """The generator of one use of a source; the first source has those that it would have alone."""
+        return np.random.default_rng([use, self.seed, *numbers, *([number] if number else [])])
 
 
 @dataclass
@@ -200,7 +194,11 @@ class Tally:
 
 
 def batches(stream: ViewStream, batch_size: int) -> Iterator[Batch]:
-    """Endless batches of a stream, made by its workers in turn."""
+    """Endless batches of a stream, made by its workers in turn.
+
+    Raises:
+        UnreadableImagesError: While iterating, as the stream.
+    """
     loader = DataLoader(
         stream,
         batch_size=batch_size,
@@ -211,7 +209,16 @@ def batches(stream: ViewStream, batch_size: int) -> Iterator[Batch]:
         # Forking after threads have started can hang, and a fork server's children outlive a killed main process.
         multiprocessing_context="spawn" if stream.num_workers else None,
     )
-    return iter(loader)
+    return _without_tracebacks(iter(loader))  # whose workers start here, not at the first batch
+
+
+def _without_tracebacks(loader_batches: Iterator[Batch]) -> Iterator[Batch]:
+    """The loader tells a worker's error as the text of its traceback, which ends in the message."""
+    try:
+        yield from loader_batches
+    except UnreadableImagesError as error:
+        message = str(error).rpartition(f"{UnreadableImagesError.__name__}: ")[2].strip()
+        raise UnreadableImagesError(message) from error
 
 
 def collate(samples: list[Sample]) -> Batch:

@@ -1,11 +1,12 @@
 """Settings: a recipe, the command line above it, and everything that can be wrong with either."""
 
-from dataclasses import asdict, fields
+from dataclasses import fields
 
 import pytest
 
-from modeling_rats import RatsConfig
-from training.arguments import QUICKSTART, DataSettings, ModelSettings, TrainingSettings, parse
+from training.arguments import QUICKSTART, parse
+from training.networks import build_config
+from training.settings import DataSettings, ModelSettings, Settings
 
 RECIPES = sorted(QUICKSTART.parent.glob("*.yaml"))
 
@@ -29,20 +30,20 @@ def refusal(capsys, *arguments):
 
 
 def test_without_a_recipe_it_is_the_quickstart():
-    model, data, training = parse([])
-    assert (model, data, training) == parse([str(QUICKSTART)])
-    assert training.output_dir == "outputs/quickstart" and data.dataset is None
+    settings = parse([])
+    assert settings == parse([str(QUICKSTART)])
+    assert settings.training.output_dir == "outputs/quickstart" and settings.data.dataset is None
 
 
 def test_a_recipe_overrides_defaults_and_the_command_line_overrides_the_recipe(write_recipe):
     recipe = write_recipe("steps: 7\nwarmup_steps: 2\nhidden_size: 48\n")
-    model, data, training = parse([recipe, "--steps", "9", "--patch_size=8"])
+    model, data, training, _ = parse([recipe, "--steps", "9", "--patch_size=8"])
     assert (training.steps, training.warmup_steps, model.hidden_size, model.patch_size) == (9, 2, 48, 8)
     assert data == DataSettings()
 
 
 def test_a_setting_given_twice_is_the_last():
-    assert parse(["--steps", "700", "--steps", "800"])[2].steps == 800
+    assert parse(["--steps", "700", "--steps", "800"]).training.steps == 800
 
 
 @pytest.mark.parametrize(
@@ -57,8 +58,15 @@ def test_a_setting_given_twice_is_the_last():
         ("quiet: true", "quiet", True),
         ("cpu_threads: 2", "cpu_threads", 2),
         ("dataset: null", "dataset", None),
-        ("dataset: 'owner/name: with spaces = signs'", "dataset", "owner/name: with spaces = signs"),
-        ("dataset: -dash", "dataset", "-dash"),
+        ("dataset: 'owner/name: with spaces = signs'", "dataset", ["owner/name: with spaces = signs"]),
+        ("dataset: -dash", "dataset", ["-dash"]),
+        ("dataset: [one, owner/two, 3]", "dataset", ["one", "owner/two", "3"]),
+        ("dataset: [one, two]\ndataset_weights: [1, 1e-3]", "dataset_weights", [1.0, 1e-3]),
+        ("dataset_weights: null", "dataset_weights", None),
+        ("dataset_config: default", "dataset_config", ["default"]),
+        ("dataset_split: validation", "dataset_split", ["validation"]),
+        ("dataset: [one, two]\ndataset_revision: [main, null]", "dataset_revision", ["main", "None"]),
+        ("image_column: picture", "image_column", ["picture"]),
         ("output_dir: 2026", "output_dir", "2026"),
         ("mixed_precision: 'no'", "mixed_precision", "no"),
     ],
@@ -75,7 +83,15 @@ def test_yaml_takes_a_bare_no_for_false_and_the_refusal_names_the_setting(write_
 
 
 def test_lists_on_the_command_line():
-    assert parse(["--global_crops_scale", "0.3", "0.9", "--steps", "700"])[1].global_crops_scale == [0.3, 0.9]
+    assert parse(["--global_crops_scale", "0.3", "0.9", "--steps", "700"]).data.global_crops_scale == [0.3, 0.9]
+
+
+def test_data_sets_on_the_command_line_replace_those_of_the_recipe(write_recipe):
+    recipe = write_recipe("warmup_steps: 0\ndataset: [one, two]\ndataset_weights: [1, 2]\ndataset_split: [a, b]\n")
+    arguments = ["--dataset", "b c", "d", "e", "--dataset_weights", "1", "3", "0.5", "--dataset_split", "train"]
+    data = parse([recipe, *arguments, "--dataset_config", "none", "x", "none"]).data
+    assert (data.dataset, data.dataset_weights) == (["b c", "d", "e"], [1.0, 3.0, 0.5])
+    assert (data.dataset_split, data.dataset_config, data.image_column) == (["train"], ["none", "x", "none"], None)
 
 
 @pytest.mark.parametrize(
@@ -105,6 +121,18 @@ def test_lists_on_the_command_line():
         (["--num_local_crops", "-1"], "num_local_crops=-1"),
         (["--shuffle_buffer", "0"], "shuffle_buffer=0"),
         (["--max_broken_share", "1.5"], "max_broken_share=1.5 must lie between 0 and 1"),
+        (["--dataset"], "--dataset: expected at least one argument"),
+        (["--dataset", "a", "b", "--dataset_weights", "2"], "dataset_weights=[2.0] has 1 values and dataset 2; give one each"),
+        (["--dataset_weights", "2", "1"], "dataset_weights=[2.0, 1.0] has 2 values and dataset 1"),
+        (["--dataset", "a", "b", "--dataset_weights", "1", "0"], "dataset_weights=[1.0, 0.0] must be finite and above 0"),
+        (["--dataset", "a", "b", "--dataset_weights", "1", "-1"], "dataset_weights=[1.0, -1.0] must be"),
+        (["--dataset", "a", "b", "--dataset_weights", "1", "inf"], "dataset_weights=[1.0, inf] must be"),
+        (["--dataset", "a", "b", "--dataset_weights", "1", "nan"], "dataset_weights=[1.0, nan] must be"),
+        (["--dataset", "a", "b", "--dataset_weights", "1e308", "1e308"], "dataset_weights=[1e+308, 1e+308] must be"),
+        (["--dataset", "a", "--dataset_split", "x", "y"], "dataset_split=['x', 'y'] has 2 values for 1 data set; give one for"),
+        (["--dataset", "a", "b", "c", "--image_column", "x", "y"], "image_column=['x', 'y'] has 2 values for 3 data sets"),
+        (["--dataset_config", "x", "y"], "dataset_config=['x', 'y'] has 2 values for 1 data set"),
+        (["--dataset", "a", "b", "--dataset_revision", "x", "y", "z"], "dataset_revision=['x', 'y', 'z'] has 3 values for 2"),
         (["--student_temperature", "0"], "student_temperature=0"),
         (["--teacher_temperature", "0"], "teacher_temperature=0"),
     ],
@@ -117,7 +145,7 @@ def test_wrong_settings_are_refused_by_name(capsys, arguments, message):
 @pytest.mark.parametrize(
     "text, message",
     [
-        ("stepz: 5\nhidden: 3\n", "unknown settings stepz, hidden; the settings are: augmentation, batch_size,"),
+        ("stepz: 5\nhidden: 3\n", "unknown settings stepz, hidden; the settings are: attn_implementation, augmentation,"),
         ("steps: many\n", "--steps: invalid int value: 'many'"),
         ("steps: {a: 1}\n", "--steps"),
         ("learning_rate: [0.1, 0.2]\n", "0.2"),
@@ -146,15 +174,15 @@ def test_the_help_shows_every_setting(capsys):
         parse(["--help"])
     assert exit.value.code == 0
     text = capsys.readouterr().out
-    for name in (name for settings in (ModelSettings, DataSettings, TrainingSettings) for name in fields(settings)):
+    for name in (name for settings in Settings.__annotations__.values() for name in fields(settings)):
         assert f"--{name.name}" in text and name.metadata["help"]
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
 def test_recipes_parse_and_their_model_exists(recipe):
-    model, data, _ = parse([str(recipe)])
-    config = RatsConfig(**asdict(model), image_size=data.global_crop_size)
-    assert config.num_registers == model.num_registers
+    settings = parse([str(recipe)])
+    config = build_config(settings.model, settings.data.global_crop_size)
+    assert config.num_registers == settings.model.num_registers
 
 
 def test_model_defaults_are_rats_s():

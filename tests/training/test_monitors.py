@@ -5,33 +5,14 @@ import math
 
 import pytest
 import torch
-from PIL import Image
 
-from training.monitors import CollapseWatch, JsonLog, draw_curves, read_log, teacher_entropies
+from training.monitors import CollapseWatch, JsonLog, NonFiniteWatch, StepFigures, read_log
+from training.schedules import Schedule
+from training.teacher_figures import teacher_entropies
 
 UNIFORM = torch.full((2, 6, 8), 1 / 8)
 ONE_PROTOTYPE = torch.eye(8)[0].expand(2, 6, 8)
 ONE_EACH = torch.eye(8).reshape(2, 4, 8)
-
-
-@pytest.mark.parametrize(
-    "targets, entropy, marginal",
-    [(UNIFORM, math.log(8), math.log(8)), (ONE_PROTOTYPE, 0.0, 0.0), (ONE_EACH, 0.0, math.log(8))],
-    ids=["uniform collapse", "collapse to one", "healthy"],
-)
-def test_entropies_tell_both_collapses_from_health(targets, entropy, marginal):
-    entropies = teacher_entropies(targets)
-    assert entropies == {
-        "teacher_entropy": pytest.approx(entropy, abs=1e-6),
-        "teacher_marginal_entropy": pytest.approx(marginal, abs=1e-6),
-    }
-
-
-def test_entropies_equal_the_loop():
-    targets = torch.randn(2, 3, 8, generator=torch.Generator().manual_seed(0)).softmax(dim=-1)
-    rows = targets.reshape(6, 8).tolist()
-    expected = sum(-p * math.log(p) for row in rows for p in row) / 6
-    assert teacher_entropies(targets)["teacher_entropy"] == pytest.approx(expected, rel=1e-5)
 
 
 def entry_of(targets, step=1):
@@ -67,6 +48,19 @@ def test_no_patience_never_stops():
     assert not watch.is_lost
 
 
+def figures_of(gradient_norm):
+    norm = torch.tensor(gradient_norm)
+    return StepFigures(torch.tensor(5.0), torch.zeros(()), norm, bool(norm.isfinite()), ONE_EACH, Schedule(0.1, 0.1, 0.9, 0.04))
+
+
+def test_steps_without_a_finite_gradient_are_told_of_and_lost_after_some_in_a_row():
+    watch, nan = NonFiniteWatch(patience=3), math.nan
+    said = [watch.update(step, figures_of(norm)) for step, norm in enumerate([1.0, nan, nan, 2.0, math.inf, nan])]
+    assert [bool(message) for message in said] == [False, True, False, False, True, False] and not watch.is_lost
+    assert "step 1: the loss is 5.0 and the gradient norm nan; the step was skipped, 1 in a row" in said[1]
+    assert "3 in a row" in watch.update(6, figures_of(nan)) and watch.is_lost
+
+
 def test_lines_are_on_disk_at_once(tmp_path):
     log = JsonLog(tmp_path / "log.jsonl")
     log.write({"step": 1, "loss": 2.5})
@@ -88,14 +82,3 @@ def test_a_resumed_run_writes_its_steps_again(tmp_path):
 
 def test_no_log_is_an_empty_one(tmp_path):
     assert read_log(tmp_path / "none.jsonl") == []
-
-
-@pytest.mark.parametrize("steps", [[], [1], [1, 2, 3]])
-def test_curves_become_a_picture(tmp_path, steps):
-    log = JsonLog(tmp_path / "log.jsonl")
-    names = ["loss", "teacher_entropy", "teacher_marginal_entropy", "ln_k", "gradient_norm", "learning_rate", "images_per_s"]
-    for step in steps:
-        log.write({"step": step, **{name: float(step) for name in names}})
-    draw_curves(tmp_path / "log.jsonl", tmp_path / "curves.png")
-    assert Image.open(tmp_path / "curves.png").size == (1600, 300)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["curves.png", "log.jsonl"]

@@ -2,6 +2,7 @@
 
 import errno
 import io
+import itertools
 import json
 import math
 import multiprocessing
@@ -20,15 +21,23 @@ import torch
 import yaml
 from accelerate.state import AcceleratorState
 from PIL import Image
-from transformers import AutoImageProcessor, AutoModel, AutoModelForSemanticSegmentation, ViTConfig, ViTModel
+from tensorboard.backend.event_processing import event_accumulator
+from transformers import (
+    AutoImageProcessor,
+    AutoModel,
+    AutoModelForSemanticSegmentation,
+    Dinov2WithRegistersModel,
+    ViTConfig,
+    ViTModel,
+)
 
 from evaluation import part_segmentation
 from evaluation.synthetic_parts import write_dataset
 from modeling_rats import RatsForPartSegmentation, RatsImageProcessor, RatsModel
-from training import checkpoint, pretrain, run_state
-from training.arguments import DataSettings, TrainingSettings
+from training import checkpoint, pretrain, run_state, sources
 from training.monitors import read_log
 from training.preemption import EXIT_CODE, SIGNALS
+from training.settings import DataSettings, TrainingSettings
 
 ROOT = Path(__file__).resolve().parents[2]
 STEPS = 6
@@ -60,7 +69,8 @@ RECIPE = {
 }
 LOG_FIELDS = {
     "step", "loss", "gradient_norm", "learning_rate", "weight_decay", "teacher_momentum", "teacher_temperature", "ln_k",
-    "teacher_entropy", "teacher_marginal_entropy", "images_per_s", "images_seen", "epoch", "broken_images",
+    "teacher_entropy", "teacher_marginal_entropy", "registers_used", "registers_per_image", "register_cosine", "rankme",
+    "images_per_s", "data_wait_share", "images_seen", "epoch", "broken_images", "skipped_steps",
 }  # fmt: skip
 
 
@@ -134,7 +144,8 @@ def assert_same_end(output, finished, steps=STEPS):
         for name, tensor in expected[network].items():
             assert torch.equal(state[network][name], tensor), f"{network} {name}"
     last, expected_last = (read_log(folder / "log.jsonl")[-1] for folder in (output, finished))
-    assert last | {"images_per_s": 0} == expected_last | {"images_per_s": 0}
+    untimed = {"images_per_s": 0, "data_wait_share": 0}
+    assert last | untimed == expected_last | untimed
 
 
 def test_the_original_augmentation_may_be_asked_for(make_arguments, tmp_path, finished):
@@ -199,8 +210,8 @@ def test_the_exported_model_is_the_teacher(finished):
     model, state = RatsModel.from_pretrained(finished / "model"), last_state(finished)
     student_differs = False
     for name, parameter in model.named_parameters():
-        assert torch.equal(parameter, state["teacher"][f"model.rats.{name}"])
-        student_differs |= not torch.equal(parameter, state["student"][f"model.rats.{name}"])
+        assert torch.equal(parameter, state["teacher"][f"backbone.{name}"])
+        student_differs |= not torch.equal(parameter, state["student"][f"backbone.{name}"])
     assert student_differs
 
 
@@ -217,7 +228,7 @@ def test_a_dry_run_describes_and_trains_nothing(make_arguments, tmp_path, capsys
     assert pretrain.main(make_arguments(tmp_path, dry_run=True, steps=70)) == tmp_path
     said = capsys.readouterr().out
     assert "num_registers: 8" in said and "steps: 70 of 4 images on 1 processes, 280 images in all" in said
-    assert "parameters, in millions: RATS 0.0" in said and "GiB" in said
+    assert "parameters, in millions: rats 0.0" in said and "GiB" in said
     assert said.count("3 views of 16 x 16 and 32 x 32 px") == 8
     assert not (tmp_path / "checkpoints").exists() and not (tmp_path / "model").exists()
 
@@ -244,7 +255,8 @@ def test_the_log_has_a_line_for_every_few_steps(finished):
 
 def test_the_record_tells_how_it_was_made(finished, images):
     record = json.loads((finished / "model" / "training.json").read_text())
-    assert record["settings"].items() >= (RECIPE | {"dataset": images, "seed": 0}).items()
+    wanted = RECIPE | {"dataset": [images], "seed": 0}
+    assert {name: record["settings"][name] for name in wanted} == wanted
     assert (record["steps"], record["images_seen"], record["processes"]) == (STEPS, 24, 1)
     assert record["mixed_precision"] == "no" and set(record["versions"]) >= {"torch", "transformers"}
     assert Image.open(finished / "curves.png").format == "PNG"
@@ -521,7 +533,10 @@ def test_broken_images_are_counted_and_the_run_finishes(make_arguments, tmp_path
         ({"dataset": "{}/nowhere"}, "was not found"),
         ({"dataset_split": "test"}, "split=test is not in"),
         ({"image_column": "picture"}, "no image column picture"),
-        ({"learning_rate": 1e30, "log_steps": 1}, r"the loss is nan .*Lower learning_rate"),
+        (
+            {"learning_rate": 1e30, "nonfinite_patience": 2},
+            r"the loss is nan .* 2 in a row.* lower learning_rate.*last good checkpoint is",
+        ),
     ],
     ids=str,
 )
@@ -536,7 +551,31 @@ def test_what_is_wrong_is_said(make_arguments, tmp_path, overrides, message):
 def test_launch_configurations_that_the_loop_does_not_know_are_refused(make_arguments, tmp_path, monkeypatch):
     AcceleratorState._reset_state(reset_partial_state=True)
     monkeypatch.setenv("ACCELERATE_DYNAMO_BACKEND", "INDUCTOR")
-    with pytest.raises(SystemExit, match=r"dynamo INDUCTOR; .* --dynamo_backend no"):
+    with pytest.raises(SystemExit, match=r"dynamo INDUCTOR; .* --torch_compile true"):
+        pretrain.main(make_arguments(tmp_path))
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+@pytest.mark.parametrize(
+    "overrides, message",
+    [
+        ({"mixed_precision": "fp16"}, "mixed_precision=fp16 needs a GPU"),
+        ({"gradient_accumulation_steps": 3}, r"batch_size=4 must be divisible by 3: the 1 processes times gradient_acc"),
+        ({"report_to": "tensorbord"}, "tensorbord"),
+    ],
+    ids=str,
+)
+def test_what_this_machine_cannot_do_is_said_before_anything_runs(make_arguments, tmp_path, overrides, message):
+    with pytest.raises(SystemExit, match=message):
+        pretrain.main(make_arguments(tmp_path / "run", **overrides))
+    assert not (tmp_path / "run").exists()
+
+
+def test_fsdp_on_a_cpu_is_refused(make_arguments, tmp_path, monkeypatch):
+    AcceleratorState._reset_state(reset_partial_state=True)
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    monkeypatch.setenv("FSDP_VERSION", "2")
+    with pytest.raises(SystemExit, match=r"asks for FSDP, which Accelerate leaves out on a CPU"):
         pretrain.main(make_arguments(tmp_path))
     AcceleratorState._reset_state(reset_partial_state=True)
 
@@ -544,25 +583,104 @@ def test_launch_configurations_that_the_loop_does_not_know_are_refused(make_argu
 # Steps
 
 
+def test_a_step_without_a_finite_gradient_changes_no_weight(make_arguments, tmp_path, monkeypatch):
+    """The third of four steps, whose views are as any others."""
+    clip = pretrain.clip_gradients
+    norms = iter([1.0, 1.0, math.nan, 1.0])
+
+    def clip_or_break(student, max_norm):
+        return clip(student, max_norm) * next(norms)
+
+    monkeypatch.setattr(pretrain, "clip_gradients", clip_or_break)
+    pretrain.main(make_arguments(tmp_path, steps=4, checkpoint_steps=1, keep_checkpoints=9, log_steps=1))
+    states = [checkpoint.load(path) for path in checkpoint.list_checkpoints(tmp_path / "checkpoints")]
+    assert [state["skipped_steps"] for state in states] == [0, 0, 1, 1]
+    for network in ("student", "teacher"):
+        moved = [
+            any(not torch.equal(tensor, after[network][name]) for name, tensor in before[network].items())
+            for before, after in itertools.pairwise(states)
+        ]
+        assert moved == [True, False, True]
+    assert [entry["skipped_steps"] for entry in read_log(tmp_path / "log.jsonl")] == [0, 0, 1, 1]
+
+
+def test_an_export_may_be_asked_for_while_the_run_goes_on(make_arguments, tmp_path, monkeypatch):
+    (tmp_path / "export_now").touch()
+    with pytest.raises(Interruption):
+        interrupt_after(monkeypatch, step=3)  # the request is seen with the line of the log before
+        pretrain.main(make_arguments(tmp_path))
+    assert not (tmp_path / "export_now").exists()
+    assert json.loads((tmp_path / "model" / "training.json").read_text())["steps"] == 2
+    assert type(AutoModel.from_pretrained(tmp_path / "model")) is RatsModel
+
+
+@pytest.mark.parametrize("model_type, model_class", [("vit", ViTModel), ("registers", Dinov2WithRegistersModel)])
+def test_a_twin_becomes_a_folder_of_its_own_class(make_arguments, tmp_path, model_type, model_class):
+    pretrain.main(make_arguments(tmp_path, model_type=model_type, steps=2))
+    model, state = AutoModel.from_pretrained(tmp_path / "model"), last_state(tmp_path)
+    assert type(model) is model_class
+    for name, parameter in model.named_parameters():
+        if not name.startswith("pooler."):
+            assert torch.equal(parameter, state["teacher"][f"backbone.{name}"]), name
+    images = [Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 36, 3), dtype=np.uint8))]
+    pixel_values = AutoImageProcessor.from_pretrained(tmp_path / "model")(images, return_tensors="pt").pixel_values
+    assert torch.allclose(
+        pixel_values, RatsImageProcessor(size={"height": 32, "width": 32})(images, return_tensors="pt").pixel_values
+    )
+    assert "rankme" in read_log(tmp_path / "log.jsonl")[-1]
+
+
+def test_koleo_is_logged_and_changes_the_training(make_arguments, tmp_path, finished):
+    pretrain.main(make_arguments(tmp_path, koleo_weight=0.1))
+    assert math.isfinite(read_log(tmp_path / "log.jsonl")[-1]["koleo"])
+    weights, others = last_state(tmp_path)["student"], last_state(finished)["student"]
+    assert any(not torch.equal(tensor, others[name]) for name, tensor in weights.items())
+
+
+def test_measuring_the_teacher_leaves_the_run_as_it_is(make_arguments, tmp_path, finished):
+    pretrain.main(make_arguments(tmp_path, eval_steps=2, eval_pictures=2))
+    assert_same_end(tmp_path, finished)
+    assert [path.name for path in sorted((tmp_path / "parts").iterdir())] == [f"step_0000000{step}.png" for step in (2, 4, 6)]
+    assert [line["step"] for line in read_log(tmp_path / "evaluation.jsonl")] == [2, 4, 6]
+
+
+def test_a_tracker_gets_the_log(make_arguments, tmp_path):
+    pretrain.main(make_arguments(tmp_path, report_to="tensorboard", steps=4))
+    accumulator = event_accumulator.EventAccumulator(str(tmp_path / "tensorboard" / "rats"))
+    accumulator.Reload()
+    logged = {event.step: event.value for event in accumulator.Scalars("loss")}
+    assert logged == {entry["step"]: pytest.approx(entry["loss"]) for entry in read_log(tmp_path / "log.jsonl")}
+
+
+@pytest.mark.slow
+def test_a_compiled_run_learns_the_same(make_arguments, tmp_path):
+    same = {"drop_path_rate": 0, "learning_rate": 0.01}
+    pretrain.main(make_arguments(tmp_path / "plain", **same))
+    pretrain.main(make_arguments(tmp_path / "compiled", **same, torch_compile=True))
+    losses = [[entry["loss"] for entry in read_log(tmp_path / name / "log.jsonl")] for name in ("plain", "compiled")]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-4)
+    assert type(AutoModel.from_pretrained(tmp_path / "compiled" / "model")) is RatsModel
+
+
 def test_the_frozen_last_layer_stays(make_arguments, tmp_path):
     pretrain.main(make_arguments(tmp_path, steps=3, checkpoint_steps=1, keep_checkpoints=9, freeze_last_layer_steps=2))
     before, frozen, free = (checkpoint.load(path)["student"] for path in checkpoint.list_checkpoints(tmp_path / "checkpoints"))
-    prototypes = "model.head.prototypes.weight"
+    prototypes = "head.prototypes.weight"
     assert torch.equal(before[prototypes], frozen[prototypes]) and not torch.equal(frozen[prototypes], free[prototypes])
-    assert not torch.equal(before["model.head.layers.0.weight"], frozen["model.head.layers.0.weight"])
+    assert not torch.equal(before["head.layers.0.weight"], frozen["head.layers.0.weight"])
 
 
 def test_the_embedded_data_is_rendered_once(tmp_path):
     data = DataSettings(synthetic_images=3, synthetic_image_size=16)
     training = TrainingSettings(output_dir=str(tmp_path), quiet=True)
-    folder = Path(pretrain.render_synthetic(data, training))
+    folder = Path(sources.render_synthetic(data, training))
     (first,) = folder.glob("*.parquet")
     made_at = first.stat().st_mtime_ns
     assert len(datasets.load_dataset(str(folder), split="train", streaming=True).take(9)._head(9)["image"]) == 3
-    pretrain.render_synthetic(data, training)
+    sources.render_synthetic(data, training)
     assert first.stat().st_mtime_ns == made_at
     data.synthetic_images = 4
-    pretrain.render_synthetic(data, training)
+    sources.render_synthetic(data, training)
     assert len(list(datasets.load_dataset(str(folder), split="train", streaming=True))) == 4
 
 

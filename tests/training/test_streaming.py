@@ -7,10 +7,12 @@ import tarfile
 import time
 import zlib
 from collections import Counter
+from functools import partial
 from itertools import islice, pairwise
 
 import datasets
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
@@ -18,7 +20,8 @@ from torch.utils.data._utils import worker as torch_worker
 
 from evaluation.data_sets import decode_image, open_images
 from training.crops import MultiCrop, ViewSettings
-from training.streaming import UnreadableImagesError, ViewStream, batches, mix
+from training.source_rows import Source, mix
+from training.streaming import UnreadableImagesError, ViewStream, batches
 
 IMAGES = 22
 
@@ -58,7 +61,7 @@ def make_stream(tmp_path_factory):
         crops = MultiCrop(8, 4, 1)
         if plain:
             crops.views = [ViewSettings(4, (1.0, 1.0), 0.0, 0.0, jitter_probability=0.0, grayscale=0.0, flip=0.0)]
-        stream = ViewStream(rows, column, crops, **({"seed": 0, "shuffle_buffer": 5} | kwargs))
+        stream = ViewStream([Source("data", rows, column)], crops, **({"seed": 0, "shuffle_buffer": 5} | kwargs))
         stream.positions = positions or {}
         return stream
 
@@ -190,7 +193,9 @@ def test_ids_are_seen_once_and_resume_is_exact(open_layout, as_worker, layout, r
         for worker in range(max(workers, 1)):
 
             def start(positions, rank=rank, worker=worker):
-                stream = ViewStream(rows, column, image_and_numbers, 0, rank, ranks, workers, shuffle_buffer=4)
+                stream = ViewStream(
+                    [Source("data", rows, column)], image_and_numbers, 0, rank, ranks, workers, shuffle_buffer=4
+                )
                 stream.positions = positions
                 return as_worker(stream, worker)
 
@@ -209,34 +214,26 @@ def test_ids_are_seen_once_and_resume_is_exact(open_layout, as_worker, layout, r
 @pytest.mark.parametrize("ranks, workers", [(1, 0), (1, 3), (2, 0), (3, 0)])
 @pytest.mark.parametrize("layout", ["unequal parquets", "many row groups", "unequal tars"])
 def test_whole_shards_are_dealt_where_there_are_enough(open_layout, as_worker, monkeypatch, layout, ranks, workers):
-    monkeypatch.setattr("training.streaming.SHARDS_EACH", 1)
+    monkeypatch.setattr("training.source_rows.SHARDS_EACH", 1)
     rows, column = open_layout(layout)
     epochs = [[], []]
     for rank in range(ranks):
         for worker in range(max(workers, 1)):
-            stream = ViewStream(rows, column, image_and_numbers, 0, rank, ranks, workers, shuffle_buffer=4)
-            assert stream.by_shards
+            stream = ViewStream([Source("data", rows, column)], image_and_numbers, 0, rank, ranks, workers, shuffle_buffer=4)
+            assert stream.sources[0].deals_shards(stream.num_readers)
             for all_seen, seen in zip(epochs, take_epochs(as_worker(stream, worker), 2), strict=True):
                 all_seen += seen
     assert [sorted(seen) for seen in epochs] == [list(range(IMAGES))] * 2
 
 
 def test_a_reader_of_shards_opens_no_others(open_layout, as_worker, monkeypatch):
-    monkeypatch.setattr("training.streaming.SHARDS_EACH", 1)
+    monkeypatch.setattr("training.source_rows.SHARDS_EACH", 1)
     rows, column = open_layout("three parquets")
     shares = []
     for rank in range(3):
-        stream = ViewStream(rows, column, image_and_numbers, 0, rank, 3)
+        stream = ViewStream([Source("data", rows, column)], image_and_numbers, 0, rank, 3)
         shares.append(tuple(sorted(take_epochs(stream, 1)[0])))
     assert sorted(shares) == [tuple(range(8)), tuple(range(8, 15)), tuple(range(15, IMAGES))]
-
-
-@pytest.mark.parametrize(
-    "shards, ranks, workers, by_shards", [(3, 1, 0, False), (16, 1, 1, True), (33, 2, 1, True), (31, 2, 1, False)]
-)
-def test_shards_are_dealt_whole_from_sixteen_each(make_stream, shards, ranks, workers, by_shards):
-    stream = make_stream(shards, contents=[flat_image(0)] * shards, num_ranks=ranks, num_workers=workers)
-    assert stream.by_shards is by_shards
 
 
 def test_more_readers_than_images_are_refused(make_stream, as_worker):
@@ -248,17 +245,9 @@ def test_more_readers_than_images_are_refused(make_stream, as_worker):
 # Order
 
 
-def test_an_item_comes_from_the_window_before_it():
-    window = 50
-    order = list(mix(iter(range(400)), window, np.random.default_rng(0)))
-    assert sorted(order) == list(range(400)) and order != sorted(order)
-    assert all(item < place + window for place, item in enumerate(order))
-    assert list(mix(iter(range(9)), 1, np.random.default_rng(0))) == list(range(9))
-
-
 def classes_in_batches(rows, column, rank, ranks, window):
     """How many of ten classes the batches of 40 of an epoch hold, on average; of the last, as they lie in the file."""
-    stream = ViewStream(rows, column, image_and_numbers, 0, rank, ranks, shuffle_buffer=window)
+    stream = ViewStream([Source("data", rows, column)], image_and_numbers, 0, rank, ranks, shuffle_buffer=window)
     (seen,) = take_epochs(stream, 1)
     classes = [index // 100 for index in seen]
     return np.mean([len(set(classes[start : start + 40])) for start in range(0, len(classes) - 39, 40)])
@@ -316,6 +305,204 @@ def test_what_was_read_is_not_decoded_again(make_stream, monkeypatch):
     assert len(decoded) == 1
 
 
+# One source: the order that runs have had since the first version, spelled out
+
+
+def test_the_order_and_the_views_of_one_source_stay_what_they_were(open_layout):
+    rows, column = open_layout("one tar")
+    stream = ViewStream([Source("data", rows, column)], image_and_numbers, seed=7, shuffle_buffer=4)
+    for place, sample in enumerate(islice(stream, 2 * IMAGES)):
+        epoch, index = divmod(place, IMAGES)
+        order = list(mix(iter(range(IMAGES)), 4, np.random.default_rng([1, 7, 0, epoch])))
+        numbers = np.random.default_rng([2, 7, 0, epoch, index]).integers(0, 256, (2, 2, 3), dtype=np.uint8)
+        assert (index_of(sample), sample.position) == (order[index], (epoch, index + 1))
+        assert np.array_equal(sample.views[1], numbers)
+
+
+# Several sources
+
+
+@pytest.fixture(scope="module")
+def make_mixture(tmp_path_factory):
+    """Streams over sources of so many flat images; those of source k are numbered from 1,000 k."""
+    opened = {}
+
+    def open_source(number, images, broken):
+        if (number, images, broken) not in opened:
+            contents = [flat_image(1000 * number + index) for index in range(images)]
+            contents[:broken] = [b"no image"] * broken
+            folder = write_shards(tmp_path_factory.mktemp("source"), contents, shards=1 + number)
+            opened[number, images, broken] = open_images(folder, None, "train", None)
+        return opened[number, images, broken]
+
+    def make(sizes, weights=None, broken=0, rank=0, num_ranks=1, num_workers=0, positions=None):
+        weights = weights or [1.0] * len(sizes)
+        sources = [
+            Source(f"data {number}", *open_source(number, images, broken), weight)
+            for number, (images, weight) in enumerate(zip(sizes, weights, strict=True))
+        ]
+        stream = ViewStream(sources, image_and_numbers, 0, rank, num_ranks, num_workers, shuffle_buffer=4)
+        stream.positions = positions or {}
+        return stream
+
+    return make
+
+
+def source_of(sample):
+    return index_of(sample) // 1000
+
+
+@pytest.mark.parametrize("weights", [[1.0, 1.0], [1.0, 2.0, 5.0], [0.001, 0.003], [3e5, 1e5, 6e5]])
+def test_images_come_in_proportion_to_the_weights(make_mixture, weights):
+    """Their numbers are within four standard deviations, and so are those of pairs of neighbours from one source."""
+    draws = 1200
+    drawn = [source_of(sample) for sample in islice(make_mixture([7, 12, 15][: len(weights)], weights), draws)]
+    shares = np.array(weights) / sum(weights)
+    for source, share in enumerate(shares):
+        assert abs(drawn.count(source) - draws * share) < 4 * np.sqrt(draws * share * (1 - share))
+    alike, chance = sum(first == second for first, second in pairwise(drawn)), (shares**2).sum()
+    variance = chance - chance**2 + 2 * ((shares**3).sum() - chance**2)  # of a pair, with its overlap with the next
+    assert abs(alike - draws * chance) < 4 * np.sqrt(draws * variance)
+
+
+@pytest.mark.parametrize("ranks, workers", [(1, 0), (2, 0), (1, 2), (2, 2)])
+def test_each_source_gives_every_image_once_in_each_of_its_epochs(make_mixture, as_worker, ranks, workers):
+    sizes = [9, 22, 14]
+    seen = [[[], []] for _ in sizes]
+    for rank in range(ranks):
+        for worker in range(max(workers, 1)):
+            stream = make_mixture(sizes, [3.0, 1.0, 2.0], rank=rank, num_ranks=ranks, num_workers=workers)
+            for sample in islice(as_worker(stream, worker), 1000):
+                epochs = sample.position[::2]
+                if min(epochs) >= 2:
+                    break
+                source = source_of(sample)
+                if epochs[source] < 2:
+                    seen[source][epochs[source]].append(index_of(sample) % 1000)
+    assert [[sorted(epoch) for epoch in epochs] for epochs in seen] == [[list(range(size))] * 2 for size in sizes]
+
+
+@pytest.mark.parametrize("ranks, workers", [(1, 0), (2, 0), (2, 2)])
+def test_a_mixture_is_resumed_bit_for_bit(make_mixture, as_worker, ranks, workers):
+    """From many points of two epochs or more of each source; some of its images are broken."""
+    rank, worker = ranks - 1, max(workers - 1, 0)
+    common = {"sizes": [11, 16], "weights": [1.0, 2.0], "broken": 2, "rank": rank, "num_ranks": ranks, "num_workers": workers}
+    whole = list(islice(as_worker(make_mixture(**common), worker), 90))
+    assert min(whole[-10].position[::2]) >= 1 and {source_of(sample) for sample in whole} == {0, 1}
+    assert len({sample.position for sample in whole}) == len(whole)
+    for consumed in (1, 2, 5, 9, 16, 27, 40, 61, 80):
+        resumed = as_worker(make_mixture(**common, positions={worker: whole[consumed - 1].position}), worker)
+        rest = list(islice(resumed, 10))
+        assert identical(rest, whole[consumed : consumed + 10])
+        if consumed > 1:  # what was broken before the first of them has been told
+            told = [len(sample.broken) for sample in whole[consumed : consumed + 10]]
+            assert [len(sample.broken) for sample in rest] == told
+
+
+def test_what_a_mixture_has_read_is_not_decoded_again(make_mixture, monkeypatch):
+    decoded = []
+    monkeypatch.setattr("training.streaming.decode_image", lambda image: decoded.append(1) or decode_image(image))
+    next(iter(make_mixture([20, 20], positions={0: (1, 10, 3, 17)})))
+    assert len(decoded) == 1
+
+
+def test_the_first_source_gives_in_a_mixture_what_it_gives_alone(make_mixture):
+    alone = islice(make_mixture([12]), 30)
+    mixed = (sample for sample in make_mixture([12, 17], [2.0, 1.0]) if source_of(sample) == 0)
+    for first, second in zip(alone, mixed, strict=False):
+        assert second.position[:2] == first.position
+        assert all(np.array_equal(*views) for views in zip(first.views, second.views, strict=True))
+
+
+def test_readers_draw_sources_and_views_of_their_own(make_mixture):
+    first, second = (list(islice(make_mixture([12, 17], rank=rank, num_ranks=2), 60)) for rank in range(2))
+    assert [source_of(sample) for sample in first] != [source_of(sample) for sample in second]
+    numbers = {sample.views[1].tobytes() for sample in first + second}
+    assert len(numbers) == 120
+
+
+def test_a_data_set_named_twice_comes_in_two_orders(open_layout):
+    source = Source("data", *open_layout("one tar"))
+    samples = islice(ViewStream([source, source], image_and_numbers, seed=0), 120)
+    orders, before = ([], []), (0, 0, 0, 0)
+    for sample in samples:
+        number = int(sample.position[2:] != before[2:])
+        orders[number].append(index_of(sample))
+        before = sample.position
+    first, second = (order[:IMAGES] for order in orders)
+    assert sorted(first) == sorted(second) == list(range(IMAGES)) and first != second
+
+
+def test_the_epoch_of_a_batch_is_that_of_the_source_furthest_behind(make_mixture):
+    told = [batch.epoch for batch in islice(batches(make_mixture([5, 40], [3.0, 1.0]), 10), 30)]
+    lone = [batch.epoch for batch in islice(batches(make_mixture([5]), 10), 4)]
+    assert told[0] == 0 and told[-1] == 1 and told == sorted(told)  # 75 of 300 images are the second's, 225 the first's
+    assert lone == [1, 3, 5, 7]
+
+
+def test_messages_name_the_source_where_there_are_several(make_mixture):
+    reasons = [reason for sample in islice(make_mixture([4, 4], broken=1), 30) for reason in sample.broken]
+    for number in range(2):
+        assert any(f"in epoch 0 of data {number})" in reason for reason in reasons)
+    assert not any(" of data " in reason for sample in islice(make_mixture([4], broken=1), 9) for reason in sample.broken)
+    with pytest.raises(UnreadableImagesError, match=r"rank 0 read no image in epoch 0 of data 1 \(3 broken"):
+        list(islice(make_mixture([9, 3], broken=3), 99))
+
+
+def test_a_source_with_too_few_images_for_all_readers_is_refused(make_mixture, as_worker):
+    with pytest.raises(UnreadableImagesError, match=r"worker 2 of rank 0 read no image in epoch 0 of data 1"):
+        list(islice(as_worker(make_mixture([9, 2], num_workers=3), 2), 50))
+
+
+# Torn files
+
+
+@pytest.fixture
+def tear(tmp_path):
+    """Writes two sources, and gives their stream and functions that tear a file of the second and mend it."""
+    folders = [
+        write_shards(tmp_path / name, [flat_image(1000 * number + index) for index in range(30)], shards=2)
+        for number, name in enumerate(("whole", "torn"))
+    ]
+    file = tmp_path / "torn" / "train-00001-of-00002.parquet"
+    content = file.read_bytes()
+    page = pq.ParquetFile(file).metadata.row_group(3).column(0).data_page_offset
+
+    def open_stream(positions=None, num_workers=0):
+        sources = [Source(folder, *open_images(folder, None, "train", None)) for folder in folders]
+        stream = ViewStream(sources, image_and_numbers, seed=0, num_workers=num_workers, shuffle_buffer=2)
+        stream.positions = positions or {}
+        return stream
+
+    tear = partial(file.write_bytes, content[:page] + bytes(50) + content[page + 50 :])
+    return open_stream, tear, partial(file.write_bytes, content)
+
+
+def test_a_file_torn_in_the_middle_is_told_of_and_a_mended_one_is_gone_on_from(tear):
+    open_stream, tear, mend = tear
+    whole = list(islice(open_stream(), 100))
+    tear()
+    before = []
+    with pytest.raises(
+        UnreadableImagesError, match=r"(?s)torn cannot be read: OSError: .*mend it or remove it.*--resume goes on"
+    ):
+        for sample in islice(open_stream(), 100):
+            before.append(sample)
+    assert len(before) > 5
+    mend()
+    rest = list(islice(open_stream({0: before[-1].position}), 100 - len(before)))
+    assert identical(before + rest, whole)
+
+
+def test_an_error_of_a_worker_process_is_told_without_its_traceback(tear):
+    open_stream, tear, _ = tear
+    tear()
+    with pytest.raises(UnreadableImagesError) as error:
+        list(islice(batches(open_stream(num_workers=1), 10), 20))
+    assert "cannot be read: OSError: " in str(error.value) and str(error.value).endswith("from the last checkpoint.")
+    assert "Traceback" not in str(error.value) and "Traceback" in str(error.value.__cause__)
+
+
 # Broken images
 
 
@@ -341,7 +528,7 @@ def test_a_broken_file_is_named_by_its_path(tmp_path):
     for index in range(3):
         (tmp_path / f"{index}.png").write_bytes(b"no image" if index == 1 else flat_image(index))
     rows, column = open_images(str(tmp_path), None, "train", None)
-    stream = ViewStream(rows, column, MultiCrop(8, 4, 0), seed=0)
+    stream = ViewStream([Source("data", rows, column)], MultiCrop(8, 4, 0), seed=0)
     reasons = [reason for sample in islice(stream, 4) for reason in sample.broken]
     assert reasons and all("1.png" in reason for reason in reasons)
 

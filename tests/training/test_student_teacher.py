@@ -14,7 +14,8 @@ from training.student_teacher import MultiCropNetwork, build_teacher, update_tea
 @pytest.fixture
 def student(make_config):
     torch.manual_seed(0)
-    return MultiCropNetwork(RatsForPreTraining(make_config(initializer_range=0.2, drop_path_rate=0.5))).train()
+    model = RatsForPreTraining(make_config(initializer_range=0.2, drop_path_rate=0.5))
+    return MultiCropNetwork(model.rats, model.head).train()
 
 
 def random_views(sizes, batch=3):
@@ -26,21 +27,33 @@ def random_views(sizes, batch=3):
 def test_logits_of_views_stand_in_the_views_order(student, sizes):
     student.eval()
     views = random_views(sizes)
-    logits = student(views)
-    assert logits.shape == (len(sizes), 3, 16)
-    for view, its_logits in zip(views, logits, strict=True):
-        torch.testing.assert_close(student([view])[0], its_logits, atol=1e-5, rtol=1e-5)
+    outputs = student(views)
+    assert outputs.logits.shape == (len(sizes), 3, 16) and outputs.pooled.shape == (len(sizes), 3, 32)
+    for view, its_logits in zip(views, outputs.logits, strict=True):
+        torch.testing.assert_close(student([view]).logits[0], its_logits, atol=1e-5, rtol=1e-5)
         for image, image_logits in zip(view, its_logits, strict=True):
-            alone = student.model(student.normalize(image[None])).logits[0]
+            alone = student.head(student.backbone(student.normalize(image[None])).pooler_output)[0]
             torch.testing.assert_close(alone, image_logits, atol=1e-5, rtol=1e-5)
 
 
 def test_backbone_runs_once_per_size_and_the_head_once(student):
     runs = []
-    student.model.rats.embeddings.register_forward_hook(lambda module, args, output: runs.append(len(output)))
-    student.model.head.register_forward_hook(lambda module, args, output: runs.append(len(output)))
+    student.backbone.embeddings.register_forward_hook(lambda module, args, output: runs.append(len(output)))
+    student.head.register_forward_hook(lambda module, args, output: runs.append(len(output)))
     student(random_views([32, 32, 16, 16, 16]))
     assert runs == [6, 9, 15]
+
+
+def test_registers_and_patches_are_those_of_the_global_views(student):
+    student.eval()
+    views = random_views([32, 32, 16])
+    tokens = student.backbone(student.normalize(torch.cat(views[:2]))).last_hidden_state
+    outputs = student(views, with_patches=True)
+    torch.testing.assert_close(outputs.registers, tokens[:, :8])
+    torch.testing.assert_close(outputs.patches, tokens[:, 8:])
+    without = student(views)
+    torch.testing.assert_close(without.registers, tokens[:, :8], atol=1e-5, rtol=1e-5)
+    assert without.patches is None
 
 
 def test_normalises_as_the_processor_does(student):
@@ -51,7 +64,7 @@ def test_normalises_as_the_processor_does(student):
 
 
 def test_mean_and_std_are_no_part_of_the_weights(student):
-    assert all(name.startswith("model.") for name in student.state_dict())
+    assert all(name.startswith(("backbone.", "head.")) for name in student.state_dict())
 
 
 def test_teacher_starts_as_the_student_without_gradient_or_drop_path(student):
@@ -59,10 +72,10 @@ def test_teacher_starts_as_the_student_without_gradient_or_drop_path(student):
     assert not teacher.training and student.training
     assert not any(parameter.requires_grad for parameter in teacher.parameters())
     frozen = [name for name, parameter in student.named_parameters() if not parameter.requires_grad]
-    assert frozen == ["model.rats.embeddings.mask_token"]
+    assert frozen == ["backbone.embeddings.mask_token"]
     views = random_views([32, 16])
-    torch.testing.assert_close(teacher(views), student.eval()(views), atol=0, rtol=0)
-    assert not teacher(views).requires_grad
+    torch.testing.assert_close(teacher(views).logits, student.eval()(views).logits, atol=0, rtol=0)
+    assert not teacher(views).logits.requires_grad
 
 
 @pytest.mark.parametrize("momentum", [0.0, 0.9, 0.996, 1.0])
@@ -85,5 +98,5 @@ def test_gradients_reach_the_student_through_every_view(student):
     student.eval()
     for sizes in ([32], [16]):
         student.zero_grad()
-        student(random_views(sizes)).square().sum().backward()
-        assert student.model.rats.embeddings.patch_embeddings.weight.grad.any()
+        student(random_views(sizes)).logits.square().sum().backward()
+        assert student.backbone.embeddings.patch_embeddings.weight.grad.any()

@@ -1,0 +1,80 @@
+"""RATS and its twins: the same sizes and head, and what each gives of an image."""
+
+import pytest
+import torch
+
+from training.networks import build_backbone_and_head, build_config, extract
+from training.settings import ModelSettings
+
+SIZES = {
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 64,
+    "num_registers": 8,
+    "patch_size": 8,
+    "num_prototypes": 16,
+    "head_hidden_size": 16,
+    "head_bottleneck_size": 8,
+}
+TYPES = ["rats", "vit", "registers"]
+
+
+def build(model_type, **sizes):
+    torch.manual_seed(0)
+    settings = ModelSettings(model_type=model_type, **SIZES | sizes)
+    backbone, head = build_backbone_and_head(model_type, build_config(settings, 32))
+    return backbone.eval(), head
+
+
+@pytest.mark.parametrize("model_type", TYPES)
+def test_width_depth_heads_mlp_and_head_are_those_of_rats(model_type):
+    backbone, head = build(model_type)
+    names = dict(backbone.named_parameters())
+    mlps = sorted(
+        tuple(one.shape) for name, one in names.items() if "fc1.weight" in name or "intermediate.dense.weight" in name
+    )
+    assert mlps == [(64, 32)] * 2
+    config = backbone.config
+    assert (config.hidden_size, config.num_attention_heads, config.patch_size, config.image_size) == (32, 4, 8, 32)
+    assert head.prototypes.weight.shape == (16, 8)
+    assert config.layer_norm_eps == 1e-6
+
+
+@pytest.mark.parametrize("size_px", [32, 16, 48])
+@pytest.mark.parametrize("model_type", TYPES)
+def test_features_are_tokens_of_the_last_layer_at_any_size(model_type, size_px):
+    backbone, _ = build(model_type)
+    images = torch.rand(3, 3, size_px, size_px)
+    features = extract(backbone, images, with_patches=True)
+    assert features.pooled.shape == (3, 32) and features.patches.shape == (3, (size_px // 8) ** 2, 32)
+    if model_type == "vit":
+        tokens = backbone(images, interpolate_pos_encoding=True).last_hidden_state
+        assert features.registers is None and torch.equal(features.pooled, tokens[:, 0])
+    else:
+        tokens = backbone(images).last_hidden_state
+        first = 1 if model_type == "registers" else 0
+        assert torch.equal(features.registers, tokens[:, first : first + 8])
+        torch.testing.assert_close(features.pooled, features.registers.mean(dim=1))
+    assert torch.equal(features.patches, tokens[:, -features.patches.shape[1] :])
+
+
+@pytest.mark.parametrize("model_type", TYPES)
+def test_without_patches_the_rest_is_the_same_and_every_parameter_has_a_gradient(model_type):
+    backbone, _ = build(model_type)
+    images = torch.rand(2, 3, 32, 32)
+    features = extract(backbone, images)
+    assert features.patches is None
+    torch.testing.assert_close(features.pooled, extract(backbone, images, with_patches=True).pooled, atol=1e-6, rtol=1e-5)
+    features.pooled.square().sum().backward()
+    assert {name for name, one in backbone.named_parameters() if one.requires_grad and one.grad is None} == set()
+
+
+def test_a_ratio_that_a_twin_cannot_have_is_refused():
+    with pytest.raises(ValueError, match="intermediate_size=40 must be a multiple of hidden_size=32"):
+        build("registers", intermediate_size=40)
+
+
+def test_sizes_that_do_not_fit_are_refused():
+    with pytest.raises(ValueError, match=r"(?s)model settings: .*num_registers=9"):
+        build_config(ModelSettings(**SIZES | {"num_registers": 9}), 32)

@@ -1,0 +1,100 @@
+"""The backbone that a recipe asks for, RATS or one of its twins, and the DINO head on it.
+
+B batch  L patches  N registers  D hidden
+"""
+
+from dataclasses import asdict
+from typing import NamedTuple
+
+import torch
+from transformers import Dinov2WithRegistersConfig, Dinov2WithRegistersModel, PreTrainedModel, ViTConfig, ViTModel
+
+from modeling_rats import RatsConfig, RatsForPreTraining
+from modeling_rats.modeling_rats import RatsProjectionHead
+from training.settings import ModelSettings
+
+
+def build_config(settings: ModelSettings, image_size_px: int) -> RatsConfig:
+    """The configuration of the sizes that a recipe names.
+
+    Raises:
+        ValueError: If they do not fit together.
+    """
+    fields = asdict(settings)
+    del fields["model_type"]
+    try:
+        return RatsConfig(**fields, image_size=image_size_px)
+    except Exception as error:  # the strict configuration wraps the reason
+        raise ValueError(f"model settings: {error}") from error
+
+
+def build_backbone_and_head(model_type: str, config: RatsConfig) -> tuple[PreTrainedModel, RatsProjectionHead]:
+    """Backbone and DINO head, freshly initialised; the twins have the width, depth, heads, MLP, patch and head of RATS.
+
+    `vit` is transformers' ViT as DINO's: one class token that the head gets. `registers` is a ViT of N plain registers, tokens
+    like any other, whose mean the head gets as with RATS: what is missing is the bottleneck. It is Dinov2WithRegisters, so it
+    also has a class token and LayerScale (initialised at 1). Drop path: none in `vit`, the same in all blocks of `registers`.
+
+    Raises:
+        ValueError: If a twin cannot have the sizes.
+    """
+    network = RatsForPreTraining(config)
+    if model_type == "rats":
+        return network.rats, network.head
+    sizes = {
+        name: getattr(config, name)
+        for name in ("hidden_size", "num_hidden_layers", "num_attention_heads", "patch_size", "image_size", "layer_norm_eps")
+    }
+    sizes["initializer_range"] = config.initializer_range
+    if model_type == "vit":
+        vit_config = ViTConfig(**sizes, intermediate_size=config.intermediate_size)
+        return ViTModel(vit_config, add_pooling_layer=False), network.head
+    if config.intermediate_size % config.hidden_size:
+        raise ValueError(
+            f"intermediate_size={config.intermediate_size} must be a multiple of hidden_size={config.hidden_size} for "
+            "model_type=registers, whose configuration knows their ratio alone; change it, or take another model_type."
+        )
+    register_config = Dinov2WithRegistersConfig(
+        **sizes,
+        mlp_ratio=config.intermediate_size // config.hidden_size,
+        num_register_tokens=config.num_registers,
+        drop_path_rate=config.drop_path_rate,
+        layerscale_value=1.0,
+    )
+    backbone = Dinov2WithRegistersModel(register_config)
+    backbone.embeddings.mask_token.requires_grad_(False)  # never used, and DDP refuses parameters without a gradient
+    return backbone, network.head
+
+
+class Features(NamedTuple):
+    """What a backbone gives of B images, after its final LayerNorm.
+
+    Attributes:
+        pooled: What the head gets, (B, D).
+        registers: (B, N, D); None for `vit`, which has none.
+        patches: (B, L, D); None where they were not asked for.
+    """
+
+    pooled: torch.Tensor
+    registers: torch.Tensor | None
+    patches: torch.Tensor | None
+
+
+def extract(backbone: PreTrainedModel, pixel_values: torch.Tensor, with_patches: bool = False) -> Features:
+    """Features of images, (B, 3, height, width), of any size that the patch divides.
+
+    Without patches RATS leaves out the patch half of its last block, since nothing reads it.
+    """
+    if backbone.config.model_type == "rats":
+        outputs = backbone(pixel_values, pooled_only=not with_patches)
+        registers, patches = outputs.last_hidden_state.split_with_sizes(
+            [backbone.config.num_registers, outputs.last_hidden_state.shape[1] - backbone.config.num_registers], dim=1
+        )
+        return Features(outputs.pooler_output, registers, patches if with_patches else None)
+    if backbone.config.model_type == "vit":
+        tokens = backbone(pixel_values, interpolate_pos_encoding=True).last_hidden_state
+        return Features(tokens[:, 0], None, tokens[:, 1:] if with_patches else None)
+    tokens = backbone(pixel_values).last_hidden_state
+    first_patch = 1 + backbone.config.num_register_tokens  # behind the class token and the registers
+    registers = tokens[:, 1:first_patch]
+    return Features(registers.mean(dim=1), registers, tokens[:, first_patch:] if with_patches else None)
