@@ -10,7 +10,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # or a foreign `training` could win over this one
 
-import math
+import errno
 from contextlib import nullcontext
 from typing import cast
 
@@ -73,13 +73,20 @@ def main(arguments: list[str] | None = None) -> Path:
     try:
         with StopSignals() as stop_signals:
             train(run, stream, evaluation, output, stop_signals)
+        folder = output / "model"
+        export(run, folder)
+        if accelerator.is_main_process:
+            draw_curves(output / "log.jsonl", output / "curves.png")
+            accelerator.print(f"Model folder: {folder}")
     except UnreadableImagesError as error:
         raise SystemExit(str(error)) from error
-    folder = output / "model"
-    export(run, folder)
-    if accelerator.is_main_process:
-        draw_curves(output / "log.jsonl", output / "curves.png")
-        accelerator.print(f"Model folder: {folder}")
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        raise SystemExit(
+            f"step {run.step}: {error}. Make room in {output} and start the same command again to go on from "
+            f"{checkpoint.find('auto', output / 'checkpoints') or 'the start'}."
+        ) from error
     accelerator.wait_for_everyone()
     accelerator.end_training()
     if settings.training.push_to_hub and accelerator.is_main_process:  # last: the others do not wait for a long upload
@@ -113,10 +120,7 @@ def train(run: Run, stream: ViewStream, evaluation: PeriodicEvaluation, output: 
     settings, accelerator = run.settings.training, run.accelerator
     with shielded():
         stream_batches = batches(stream, settings.batch_size // accelerator.num_processes)
-    # The workers make batches in turn: positions can be resumed from where every worker has made equally many.
-    workers = max(stream.num_workers, 1)
-    checkpoint_steps = math.ceil(settings.checkpoint_steps / workers) * workers
-    agreement_steps = workers if accelerator.num_processes == 1 else math.ceil(AGREEMENT_STEPS / workers) * workers
+    agreement_steps = 1 if accelerator.num_processes == 1 else AGREEMENT_STEPS
     reporter = Reporter(run, output)
     while run.step < settings.steps:
         with reporter.waiting():
@@ -132,7 +136,7 @@ def train(run: Run, stream: ViewStream, evaluation: PeriodicEvaluation, output: 
             reporter.write(run, figures, batch)
             if asked_for(run, output):
                 export(run, output / "model")
-        if ends or stops or run.step % checkpoint_steps == 0:
+        if ends or stops or run.step % settings.checkpoint_steps == 0:
             save_checkpoint(run, stream, output)
         if evaluation.is_due(run.step, ends) and not stops:
             with reporter.paused():

@@ -141,5 +141,5 @@ def resume(run: Run, stream: ViewStream, output: Path) -> None:
     torch.set_rng_state(own["generator"])
     if torch.cuda.is_available() and "cuda_generator" in own:
         torch.cuda.set_rng_state(own["cuda_generator"])
-    stream.positions = own["positions"]
+    stream.positions, stream.next_worker = own["positions"], run.step % max(stream.num_workers, 1)  # a batch a step
     run.accelerator.print(f"Going on from {path} at step {run.step}.")

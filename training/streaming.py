@@ -82,7 +82,8 @@ class ViewStream(torch.utils.data.IterableDataset):
             gives up.
 
     Attributes:
-        positions: Where each worker stands: set it before iterating to go on from there.
+        positions: Where each worker stands.
+        next_worker: Whose turn it is; workers make batches in turn. Set both before iterating to go on from there.
 
     Raises:
         UnreadableImagesError: If a file cannot be read; while iterating also if too many images are broken, or a worker's share
@@ -111,10 +112,12 @@ class ViewStream(torch.utils.data.IterableDataset):
         self.shuffle_buffer = shuffle_buffer
         self.max_broken_share = max_broken_share
         self.positions: dict[int, Position] = {}
+        self.next_worker = 0
 
     def __iter__(self) -> Iterator[Sample]:
         worker_info = get_worker_info()
-        worker = worker_info.id if worker_info else 0
+        # The loader begins with its first process, whichever worker's turn it is.
+        worker = (worker_info.id + self.next_worker) % self.num_workers if worker_info else 0
         reader = self.rank * max(self.num_workers, 1) + worker
         tally = Tally(f"worker {worker} of rank {self.rank}", self.max_broken_share)
         position = self.positions.get(worker, (0, 0) * len(self.sources))

@@ -281,10 +281,10 @@ def test_an_interrupted_run_ends_as_an_uninterrupted_one(make_arguments, finishe
     assert_same_end(tmp_path, finished)
 
 
-def test_a_run_with_a_loader_worker_can_be_resumed_from_a_checkpoint_of_its(make_arguments, tmp_path):
+def test_a_run_with_loader_workers_can_be_resumed_when_it_is_the_turn_of_any_of_them(make_arguments, tmp_path):
     whole, rest = tmp_path / "whole", tmp_path / "rest"
-    pretrain.main(make_arguments(whole, num_workers=1))
-    pretrain.main(make_arguments(rest, num_workers=1, resume=whole / "checkpoints" / "step_00000003.pt"))
+    pretrain.main(make_arguments(whole, num_workers=2))
+    pretrain.main(make_arguments(rest, num_workers=2, resume=whole / "checkpoints" / "step_00000003.pt"))
     assert [entry["step"] for entry in read_log(rest / "log.jsonl")] == [4, 6]
     assert_same_end(rest, whole)
 
@@ -426,6 +426,20 @@ def test_a_full_disk_ends_the_run_with_what_to_do(make_arguments, finished, tmp_
             pretrain.main(make_arguments(tmp_path))
     pretrain.main(make_arguments(tmp_path))
     assert_same_end(tmp_path, finished)
+
+
+@pytest.mark.parametrize("writes", ["training.monitors.JsonLog.write", "training.pretrain.export"])
+def test_a_disk_that_fills_up_anywhere_ends_the_run_with_what_to_do(make_arguments, finished, tmp_path, monkeypatch, writes):
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as broken:
+        broken.setattr(writes, full)
+        with pytest.raises(SystemExit, match=r"^step \d: .*No space left.* Make room in .* start the same command again"):
+            pretrain.main(make_arguments(tmp_path))
+    pretrain.main(make_arguments(tmp_path))
+    if writes.endswith("export"):  # the log was whole
+        assert_same_end(tmp_path, finished)
 
 
 def test_a_damaged_checkpoint_is_passed_over_unless_it_was_named(make_arguments, finished, tmp_path, capsys):

@@ -710,10 +710,10 @@ def test_worker_processes_take_turns_and_can_be_resumed(make_stream, as_worker):
     for batch in first:
         seen[batch.worker] += batch.views[0][:, 0, 0, 0].tolist()
     assert sorted(seen[0][:11] + seen[1][:11]) == list(range(IMAGES))
-    positions = {batch.worker: batch.position for batch in first[:4]}
-    for worker in range(2):
-        resumed = as_worker(make_stream(1, positions=positions, num_workers=2), worker)
-        for batch in first[4 + worker :: 2]:
-            samples = list(islice(resumed, 3))
-            assert (batch.worker, batch.position) == (samples[-1].worker, samples[-1].position)
-            assert np.array_equal(batch.views[0].numpy(), np.stack([sample.views[0] for sample in samples]))
+    for done in (4, 5):  # also when it is the second worker's turn
+        stream = make_stream(1, num_workers=2)
+        stream.positions = {batch.worker: batch.position for batch in first[:done]}
+        stream.next_worker = done % 2
+        for batch, resumed in zip(first[done:], batches(stream, 3), strict=False):
+            assert (batch.worker, batch.position) == (resumed.worker, resumed.position)
+            assert all(torch.equal(view, again) for view, again in zip(batch.views, resumed.views, strict=True))
