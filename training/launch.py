@@ -27,12 +27,12 @@ def start_accelerator(settings: TrainingSettings) -> Accelerator:
     if kind in ("DEEPSPEED", "MEGATRON_LM") or (kind == "FSDP" and not accelerator.is_fsdp2):
         raise SystemExit(
             f"the accelerate configuration asks for {kind}; this loop runs plain data parallelism or FSDP2 (fsdp_version: 2): "
-            "see training/accelerate/."
+            "see training/accelerate_configs/."
         )
     if on_cpu and os.environ.get("ACCELERATE_USE_FSDP") == "true":
         raise SystemExit(
             "the accelerate configuration asks for FSDP, which Accelerate leaves out on a CPU; use "
-            "training/accelerate/cpu_two_processes.yaml."
+            "training/accelerate_configs/cpu_two_processes.yaml."
         )
     if accelerator.is_fsdp2:
         # Weights stay float32 and autocast chooses what is computed in less, as without FSDP: the head is float32 throughout.

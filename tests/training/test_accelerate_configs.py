@@ -23,7 +23,7 @@ from training.settings import ModelSettings
 from training.student_teacher import MultiCropNetwork
 
 ROOT = Path(__file__).resolve().parents[2]
-FOLDER = ROOT / "training" / "accelerate"
+FOLDER = ROOT / "training" / "accelerate_configs"
 CONFIGURATIONS = sorted(FOLDER.glob("*.yaml"))
 SCRIPT = "training/pretrain.py"
 RECIPE = {
@@ -78,7 +78,7 @@ def test_every_line_has_an_effect(path):
 @pytest.mark.parametrize("path", CONFIGURATIONS, ids=lambda path: path.stem)
 def test_the_head_says_how_to_start_it_and_what_was_run(path):
     head = re.match(r"(?:#.*\n)+", path.read_text()).group()
-    assert f"--config_file training/accelerate/{path.name} " in head
+    assert f"--config_file training/accelerate_configs/{path.name} " in head
     assert re.search(r"not run by us|Not run by us|We have started it|Run by us", head)
 
 
