@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import PIL.Image
-from datasets import Image, IterableDataset, get_dataset_split_names, load_dataset
+from datasets import Image, IterableDataset, Value, get_dataset_split_names, load_dataset
 from datasets.exceptions import DatasetsError
 from datasets.inspect import SplitsNotFoundError
 from huggingface_hub.errors import HFValidationError
@@ -64,7 +64,8 @@ def open_images(
         dataset: As in `open_rows`.
         config: As in `open_rows`.
         split: As in `open_rows`.
-        image_column: Name of the column; when None, the only column of images there is.
+        image_column: Name of the column; when None, the only column of images there is. Without any, columns of bytes, or of
+            bytes and path, are taken for images.
         revision: As in `open_rows`.
 
     Returns:
@@ -76,6 +77,8 @@ def open_images(
     rows = open_rows(dataset, config, split, revision)
     features = rows._resolve_features().features if rows.features is None else rows.features
     image_columns = [name for name, feature in features.items() if isinstance(feature, Image)]
+    # What other tools write holds files of images without saying so.
+    image_columns = image_columns or [name for name, feature in features.items() if _holds_bytes(feature)]
     if image_column is None and len(image_columns) != 1:
         # A data set with masks has two image columns; by convention the picture is `image`.
         if "image" not in image_columns:
@@ -91,6 +94,13 @@ def open_images(
             f"(all columns: {', '.join(features)}). Name one of them with --image_column."
         )
     return rows.select_columns([column]).cast_column(column, Image(decode=False)), column
+
+
+def _holds_bytes(feature: object) -> bool:
+    """Whether values are bytes, or bytes and a path, as `datasets` stores images."""
+    if isinstance(feature, Value):
+        return feature.dtype in ("binary", "large_binary")
+    return isinstance(feature, dict) and set(feature) == {"bytes", "path"}
 
 
 def decode_image(image: dict) -> PIL.Image.Image:

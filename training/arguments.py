@@ -72,7 +72,7 @@ _AT_LEAST_ONE |= {"cpu_threads", "synthetic_images", "gradient_accumulation_step
 _AT_LEAST_ONE |= {"eval_images", "knn_train_images", "knn_test_images", "knn_neighbors"}
 _AT_LEAST_ZERO = {"seed", "learning_rate", "clip_gradient", "warmup_steps", "weight_decay", "freeze_last_layer_steps"}
 _AT_LEAST_ZERO |= {"num_workers", "num_local_crops", "collapse_patience", "keep_every_steps", "koleo_weight"}
-_AT_LEAST_ZERO |= {"eval_steps", "eval_pictures"}
+_AT_LEAST_ZERO |= {"eval_steps", "eval_pictures", "min_learning_rate", "weight_decay_end"}
 _ABOVE_ZERO = {"student_temperature", "teacher_temperature", "warmup_teacher_temperature"}
 _SHARES = {"teacher_momentum", "center_momentum", "grayscale", "max_broken_share"}
 
@@ -83,6 +83,8 @@ def _check(settings: Settings, error: Callable[[str], NoReturn]) -> None:
     for name, value in flat(settings).items():
         if value is None:
             continue
+        if isinstance(value, float) and not math.isfinite(value):
+            error(f"{name}={value} must be a finite number.")
         if name in _AT_LEAST_ONE and value < 1:
             error(f"{name}={value} must be at least 1.")
         if name in _AT_LEAST_ZERO and value < 0:
@@ -107,6 +109,8 @@ def _check(settings: Settings, error: Callable[[str], NoReturn]) -> None:
     _check_mixture(data, error)
     if training.koleo_weight and model.model_type == "vit":
         error(f"koleo_weight={training.koleo_weight} spreads registers, and model_type=vit has none; set koleo_weight=0.")
+    if training.koleo_weight and model.num_registers < 2:
+        error(f"koleo_weight={training.koleo_weight} spreads registers from each other; num_registers=1 leaves none to spread.")
     if training.warm_start and model.model_type != "rats":
         error(f"warm_start={training.warm_start} fills a RATS; with model_type={model.model_type} leave it out.")
     if training.warmup_steps >= training.steps:

@@ -160,7 +160,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--recipe", default=str(RECIPE), help="whose sizes are timed (%(default)s)")
     parser.add_argument("--batch_size", type=int, default=4, help="images of a step")
     parser.add_argument("--rounds", type=int, default=5, help="how often each is timed, in turns")
-    parser.add_argument("--steps_per_round", type=int, default=1)
+    parser.add_argument("--steps_per_round", type=int, default=1, help="whose mean is a round's time")
     given, others = parser.parse_known_args(arguments)
     if min(given.batch_size, given.rounds, given.steps_per_round) < 1:
         parser.error("--batch_size, --rounds and --steps_per_round must be at least 1.")
@@ -177,6 +177,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for model_type in ("vit", "rats"):
             contestants.append(ours(parse(flags), batch, model_type, precision))
     for turn in range(given.rounds + 1):  # the first warms up
+        print(f"round {turn} of {given.rounds}" if turn else "warming up", file=sys.stderr, flush=True)
         for contestant in contestants:
             contestant.run(given.steps_per_round)
             if not turn:

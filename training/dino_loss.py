@@ -49,6 +49,7 @@ class DinoLoss(nn.Module):
         self.centering = centering
         self.center_momentum = center_momentum
         self.register_buffer("center", torch.zeros(num_prototypes))
+        self.batch_center: torch.Tensor | None = None  # (K,), of the newest targets
 
     def forward(self, student_logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         """
@@ -70,14 +71,19 @@ class DinoLoss(nn.Module):
 
     @torch.no_grad()
     def targets(self, teacher_logits: torch.Tensor, teacher_temperature: float) -> torch.Tensor:
-        """Probabilities that the student is to match: (G, B, K) -> (G, B, K). Updates the centre after using it."""
+        """Probabilities that the student is to match: (G, B, K) -> (G, B, K). The centre moves with `update_center`."""
         logits = teacher_logits.float()
         if self.centering == "sinkhorn_knopp":
             return torch.stack([sinkhorn_knopp(view, teacher_temperature) for view in logits])
         targets = torch.softmax((logits - self.center) / teacher_temperature, dim=-1)
-        batch_center = _mean_over_ranks(logits.mean(dim=(0, 1)))  # (K,)
-        self.center.lerp_(batch_center, 1 - self.center_momentum)
+        self.batch_center = _mean_over_ranks(logits.mean(dim=(0, 1)))  # (K,)
         return targets
+
+    @torch.no_grad()
+    def update_center(self) -> None:
+        """Moves the centre towards the logits of the newest targets; apart, so that a step that is skipped leaves it."""
+        if self.batch_center is not None:
+            self.center.lerp_(self.batch_center, 1 - self.center_momentum)
 
 
 @torch.no_grad()

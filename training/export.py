@@ -12,6 +12,7 @@ from transformers import PreTrainedModel, ViTImageProcessor
 
 from modeling_rats import RatsForPartSegmentation, RatsImageProcessor
 from training.networks import build_backbone_and_head, build_config
+from training.ranks import on_all_ranks
 from training.run_state import Run
 from training.settings import Settings, flat
 from training.sharding import whole_weights
@@ -26,9 +27,11 @@ def teacher_model(run: Run) -> PreTrainedModel:
     """
     settings = run.settings
     config = build_config(settings.model, settings.data.global_crop_size)
-    with torch.random.fork_rng():  # the weights drawn here are replaced at once
-        backbone, _ = build_backbone_and_head(settings.model.model_type, config)
-        model = RatsForPartSegmentation(config) if settings.model.model_type == "rats" else backbone
+    with torch.random.fork_rng(devices=[]):  # the weights drawn here, on the CPU, are replaced at once
+        if settings.model.model_type == "rats":
+            model: PreTrainedModel = RatsForPartSegmentation(config)
+        else:
+            model, _ = build_backbone_and_head(settings.model.model_type, config)
     weights = whole_weights(run.teacher)
     own = {name.removeprefix(_BACKBONE): value for name, value in weights.items() if name.startswith(_BACKBONE)}
     model.base_model.load_state_dict(own)
@@ -50,9 +53,7 @@ def export(run: Run, folder: Path) -> None:
     What else is in the folder stays: a card in which a person may have written, and its pictures.
     """
     model = teacher_model(run)
-    if run.accelerator.is_main_process:
-        _write(run, model, folder)
-    run.accelerator.wait_for_everyone()
+    on_all_ranks(lambda: _write(run, model, folder) if run.accelerator.is_main_process else None)
 
 
 def asked_for(run: Run, output: Path) -> bool:

@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, NoReturn
 
 import torch
 from tqdm import tqdm
@@ -74,7 +74,8 @@ class NonFiniteWatch:
             return None
         return (
             f"step {step}: the loss is {float(figures.loss)} and the gradient norm {float(figures.gradient_norm)}; the step "
-            f"was skipped, {self.steps} in a row. If it goes on, lower learning_rate or set mixed_precision=no."
+            f"was skipped, {self.steps} in a row. If it goes on, lower learning_rate or set mixed_precision=no (in fp16 the "
+            "first few steps are, until the loss has found its scale)."
         )
 
     @property
@@ -83,7 +84,7 @@ class NonFiniteWatch:
 
 
 class StepFigures(NamedTuple):
-    """What a step has measured; tensors on the device, so that nothing waits for them.
+    """What a step has measured.
 
     Attributes:
         loss: DINO loss of this rank's images, a scalar.
@@ -124,14 +125,19 @@ class Reporter:
     def waiting(self) -> Iterator[None]:
         """Time spent inside is time that the step waits for data."""
         start = time.perf_counter()
-        yield
-        self.waited_s += time.perf_counter() - start
+        try:
+            yield
+        finally:
+            self.waited_s += time.perf_counter() - start
 
     @contextmanager
     def paused(self) -> Iterator[None]:
         """Time spent inside counts for no step."""
-        yield
-        self.last_time = time.perf_counter()
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.last_time += time.perf_counter() - start
 
     def step(self, run: Run, figures: StepFigures, broken: list[str]) -> None:
         """One step more, and the images that its batch had to skip.
@@ -146,9 +152,11 @@ class Reporter:
         self.progress.update()
         warning = self.non_finite.update(run.step, figures)
         if self.non_finite.is_lost:
-            raise SystemExit(
-                f"{warning} After nonfinite_patience={self.non_finite.patience} such steps the run stops; the last good "
-                f"checkpoint is {checkpoint.find('auto', self.output / 'checkpoints') or 'none, so start anew'}."
+            newest = checkpoint.find("auto", self.output / "checkpoints")
+            self._end(
+                f"{warning} After nonfinite_patience={self.non_finite.patience} such steps the run stops. "
+                f"The newest checkpoint is {newest or 'none, so start anew'}; if that is no better, name an older one with "
+                "--resume PATH."
             )
         if warning and self.log:
             self._warn(warning)
@@ -170,7 +178,7 @@ class Reporter:
             if warning:
                 self._warn(warning)
         if self.collapse.is_lost:
-            raise SystemExit(
+            self._end(
                 f"{warning} After collapse_patience={self.collapse.patience} such lines of the log the run stops; go on from a "
                 f"checkpoint of an earlier step in {self.output / 'checkpoints'}, with --resume PATH."
             )
@@ -205,6 +213,10 @@ class Reporter:
 
     def _warn(self, message: str) -> None:
         self.progress.write(message, file=sys.stderr)
+
+    def _end(self, message: str) -> NoReturn:
+        """On every rank; one of them says why."""
+        raise SystemExit(message if self.log else 1)
 
     def close(self) -> None:
         self.progress.close()

@@ -6,13 +6,13 @@ B batch  D hidden
 import math
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar, cast
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import gather_object
+from accelerate.utils import broadcast_object_list, gather_object
 from PIL import Image
 from tqdm import tqdm
 from transformers import PreTrainedModel
@@ -30,8 +30,9 @@ from evaluation.representation import (
 )
 from evaluation.segmenters import ImageBatch, Segmenter, rats_segmenter
 from modeling_rats.visualization import draw_part_map, grid, side_by_side
-from training.monitors import JsonLog
+from training.monitors import JsonLog, read_log
 from training.networks import extract
+from training.ranks import on_all_ranks
 from training.settings import Settings
 
 BATCH_SIZE = 32  # images that the model gets at once, without gradients
@@ -84,27 +85,34 @@ class PeriodicEvaluation:
         self.labelled: tuple[LabelledShare, LabelledShare] | None = None  # neighbours, and those that are classified
         self._check(settings.model.model_type)
         if self.settings.eval_steps:
-            self._on_all_ranks(self._read)
+            on_all_ranks(self._read)
         log = output / "evaluation.jsonl"
+        measured = [line["step"] for line in read_log(log) if line["step"] <= start_step] if self.settings.eval_steps else []
+        self.owed = bool(broadcast_object_list([start_step not in measured])[0])
         if accelerator.is_main_process and (self.settings.eval_steps or log.exists()):
             self.log = JsonLog(log, first_step=start_step + 1)
             for picture in self.pictures.glob("step_*.png"):
                 if int(picture.stem.removeprefix("step_")) > start_step:
                     picture.unlink()
 
+    def is_owed(self, step: int, ends: bool) -> bool:
+        """Whether the measurement after the `step` that the run goes on from was due, and interrupted."""
+        return self.owed and step > 0 and self.is_due(step, ends)
+
     def is_due(self, step: int, ends: bool) -> bool:
         """Whether to measure after `step` steps, the last of the run if it `ends`."""
         measures = self.has_parts or self.settings.knn_dataset is not None
         return measures and self.settings.eval_steps > 0 and (ends or step % self.settings.eval_steps == 0)
 
-    def measure(self, step: int, model: PreTrainedModel, processor: Any, views: torch.Tensor) -> dict[str, float]:
+    def measure(self, step: int, model: PreTrainedModel, processor: Any, views: torch.Tensor | None) -> dict[str, float]:
         """Measures, writes the line and draws the picture; all ranks must call it, and all get the scores.
 
         Args:
             step: Steps that the model was trained for.
             model: In evaluation mode: RatsForPartSegmentation, or the bare backbone of a twin.
             processor: Its image processor.
-            views: Images of the current batch, uint8, (B, height, width, 3); drawn if there is no data set with masks.
+            views: Images of the current batch, uint8, (B, height, width, 3), if there is one; drawn if there is no data set
+                with masks.
         """
         start = time.perf_counter()
         scores: dict[str, float] = {}
@@ -116,8 +124,9 @@ class PeriodicEvaluation:
             train_labels, test_labels = (share.labels.to(train.device) for share in self.labelled)
             scores["knn_accuracy"] = knn_accuracy(train, train_labels, test, test_labels, self.settings.knn_neighbors)
         if self.accelerator.is_main_process:
-            if self.has_parts and self.settings.eval_pictures:
-                images = self.pictured or [Image.fromarray(view) for view in views[: self.settings.eval_pictures].cpu().numpy()]
+            of_batch = () if views is None else tuple(views[: self.settings.eval_pictures].cpu().numpy())
+            images = self.pictured or [Image.fromarray(view) for view in of_batch]
+            if self.has_parts and images:
                 self._draw(step, images, segment)
             self.log.write({"step": step, "seconds": round(time.perf_counter() - start, 2), **scores})
         return scores
@@ -145,18 +154,16 @@ class PeriodicEvaluation:
             measured = "only the k-NN accuracy is measured" if given.knn_dataset else "nothing is measured without knn_dataset"
             self.accelerator.print(f"model_type={model_type} has no part maps to score or draw: {measured}.")
 
-    def _on_all_ranks(self, read: Callable[[], None]) -> None:
-        """What one rank cannot read ends all, so that none waits for it for ever."""
-        problem: OSError | ValueError | None = None
-        try:
-            read()
-        except (OSError, ValueError) as error:
-            problem = error
-        told = [message for message in gather_object([problem and str(problem)]) if message is not None]
-        if told:
-            raise problem or ValueError(told[0])
-
     def _read(self) -> None:
+        for name, read in (("eval", self._read_masks), ("knn", self._read_neighbors)):
+            try:
+                read()
+            except (OSError, ValueError) as error:  # which speaks of a data set, and a run has several
+                kind = FileNotFoundError if isinstance(error, FileNotFoundError) else ValueError
+                dataset = getattr(self.settings, f"{name}_dataset")
+                raise kind(f"{name}_dataset={dataset}, with the settings {name}_*: {error}") from error
+
+    def _read_masks(self) -> None:
         given = self.settings
         if given.eval_dataset and self.has_parts:
             columns = (given.eval_image_column, given.eval_mask_column)
@@ -168,6 +175,9 @@ class PeriodicEvaluation:
                     self.pictured.append(sample.image)
                 if index % self.ranks == self.rank and index < given.eval_images:
                     self.mask_samples.append(sample)
+
+    def _read_neighbors(self) -> None:
+        given = self.settings
         if given.knn_dataset:
             neighbors, neighbor_labels = self._read_labelled(given.knn_train_split, given.knn_train_images)
             queries, query_labels = self._read_labelled(given.knn_test_split, given.knn_test_images)

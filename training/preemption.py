@@ -15,7 +15,7 @@ from accelerate import Accelerator
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 # EX_TEMPFAIL of sysexits.h: start the same command again. Neither an error (1, 2) nor what a signal leaves (128 + its number).
 EXIT_CODE = os.EX_TEMPFAIL
-# Ranks ask each other only every few steps, since the answer makes a GPU wait.
+# Ranks ask each other only every few steps.
 AGREEMENT_STEPS = 5
 
 

@@ -34,7 +34,7 @@ from training.networks import build_backbone_and_head, build_config
 from training.optimizer import build_optimizer, clip_gradients, set_schedule
 from training.periodic_evaluation import PeriodicEvaluation
 from training.preemption import AGREEMENT_STEPS, EXIT_CODE, StopSignals, shielded
-from training.run_state import Run, resume, save_checkpoint
+from training.run_state import Run, find_state, restore, save_checkpoint
 from training.schedules import schedule_at
 from training.settings import Settings
 from training.sharding import prepare
@@ -64,10 +64,12 @@ def main(arguments: list[str] | None = None) -> Path:
             return output
         check_push(settings)
         run = build_run(accelerator, settings)
+        state = find_state(run, output)
+        evaluation = PeriodicEvaluation(accelerator, settings, output, start_step=state["step"] if state else 0)
         stream = open_stream(accelerator, settings)
-        resume(run, stream, output)
+        if state:
+            restore(run, stream, state)
         start_trackers(accelerator, settings, output, run.step)
-        evaluation = PeriodicEvaluation(accelerator, settings, output, run.step)
     except (FileNotFoundError, ValueError, UnreadableImagesError) as error:  # what the user can mend, without a traceback
         raise SystemExit(str(error)) from error
     try:
@@ -122,6 +124,8 @@ def train(run: Run, stream: ViewStream, evaluation: PeriodicEvaluation, output: 
         stream_batches = batches(stream, settings.batch_size // accelerator.num_processes)
     agreement_steps = 1 if accelerator.num_processes == 1 else AGREEMENT_STEPS
     reporter = Reporter(run, output)
+    if evaluation.is_owed(run.step, run.step == settings.steps):
+        measure(run, evaluation, output, views=None)
     while run.step < settings.steps:
         with reporter.waiting():
             batch = next(stream_batches)
@@ -136,22 +140,23 @@ def train(run: Run, stream: ViewStream, evaluation: PeriodicEvaluation, output: 
             reporter.write(run, figures, batch)
             if asked_for(run, output):
                 export(run, output / "model")
-        if ends or stops or run.step % settings.checkpoint_steps == 0:
+        if ends or stops or (figures.is_finite and run.step % settings.checkpoint_steps == 0):
             save_checkpoint(run, stream, output)
         if evaluation.is_due(run.step, ends) and not stops:
             with reporter.paused():
-                measure(run, evaluation, output, batch)
+                measure(run, evaluation, output, batch.views[0])
         if stops:
-            accelerator.print(f"Stopped by a signal and saved at step {run.step}; the same command goes on from there.")
+            again = "the same command" if settings.resume == "auto" else "the same command with --resume auto"
+            accelerator.print(f"Stopped by a signal and saved at step {run.step}; {again} goes on from there.")
             accelerator.end_training()
             raise SystemExit(EXIT_CODE)
     reporter.close()
 
 
-def measure(run: Run, evaluation: PeriodicEvaluation, output: Path, batch: Batch) -> None:
+def measure(run: Run, evaluation: PeriodicEvaluation, output: Path, views: torch.Tensor | None) -> None:
     """Scores and draws the teacher as it is now, and the curves so far."""
     model, processor = teacher_model(run), build_processor(run.settings)
-    scores = evaluation.measure(run.step, model, processor, batch.views[0])
+    scores = evaluation.measure(run.step, model, processor, views)
     run.accelerator.log(scores, step=run.step)
     if run.accelerator.is_main_process:
         draw_curves(output / "log.jsonl", output / "curves.png")
@@ -187,6 +192,7 @@ def train_step(run: Run, batch: Batch) -> StepFigures:
     is_finite = bool(gradient_norm.isfinite())  # the same on all ranks
     if is_finite:
         run.optimizer.step()
+        run.loss.update_center()
         update_teacher(run.teacher, student, schedule.teacher_momentum)
     else:
         run.skipped_steps += 1

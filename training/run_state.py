@@ -9,7 +9,8 @@ from accelerate.utils import broadcast_object_list, gather_object
 
 from training import checkpoint
 from training.dino_loss import DinoLoss
-from training.settings import EvaluationSettings, Settings, flat
+from training.ranks import on_all_ranks
+from training.settings import DataSettings, EvaluationSettings, ModelSettings, Settings, TrainingSettings, flat
 from training.sharding import load_whole_states, whole_states
 from training.streaming import ViewStream
 
@@ -56,6 +57,7 @@ class Run:
     seconds: float = 0.0  # spent in steps, over all sittings
     broken_images: int = 0  # that this rank has skipped, over all sittings
     skipped_steps: int = 0  # whose gradient was not finite, over all sittings
+    replaces: bool = True  # its first checkpoint takes the place of all that a run before has left
 
 
 def save_checkpoint(run: Run, stream: ViewStream, output: Path) -> None:
@@ -82,8 +84,9 @@ def save_checkpoint(run: Run, stream: ViewStream, output: Path) -> None:
             "ranks": ranks,
         }
         training = run.settings.training
+        keeps = (1, 0) if run.replaces else (training.keep_checkpoints, training.keep_every_steps)
         try:
-            checkpoint.save(output / "checkpoints", run.step, state, training.keep_checkpoints, training.keep_every_steps)
+            checkpoint.save(output / "checkpoints", run.step, state, *keeps)
         except OSError as error:
             problem = (
                 f"step {run.step}: the checkpoint could not be written ({error}); those before it are untouched. Make room in "
@@ -91,6 +94,7 @@ def save_checkpoint(run: Run, stream: ViewStream, output: Path) -> None:
                 f"{checkpoint.find('auto', output / 'checkpoints') or 'the start'}."
             )
     (problem,) = broadcast_object_list([problem])  # the others wait here until it is written
+    run.replaces = False
     if problem:
         raise SystemExit(problem if run.accelerator.is_main_process else 1)
 
@@ -103,27 +107,29 @@ def lasting_settings(run: Run) -> dict:
     return lasting | {"processes": run.accelerator.num_processes}
 
 
-def resume(run: Run, stream: ViewStream, output: Path) -> None:
-    """Loads the checkpoint that the settings name, if any, into the run and the stream.
+def find_state(run: Run, output: Path) -> dict | None:
+    """What the checkpoint that the settings name holds, if there is one, and if this run can go on from it.
 
     Raises:
         FileNotFoundError: If there is no checkpoint where the settings name one.
         ValueError: If it is damaged, or no checkpoint of pretraining, or not the same on all ranks.
         SystemExit: If this run's settings do not fit to it.
     """
-    wanted = checkpoint.load_wanted(run.settings.training.resume, output / "checkpoints", run.accelerator.print)
+    training = run.settings.training
+    wanted = on_all_ranks(lambda: checkpoint.load_wanted(training.resume, output / "checkpoints", run.accelerator.print))
     paths = [path and path.name for path in gather_object([wanted and wanted[0]])]
     if len(set(paths)) > 1:
         raise ValueError(
             f"the processes found different checkpoints ({', '.join(map(str, paths))}); all must go on from the same one: put "
-            f"output_dir={run.settings.training.output_dir} on a file system that all of them see."
+            f"output_dir={training.output_dir} on a file system that all of them see."
         )
     if wanted is None:
-        return
+        return None
     path, state = wanted
     if "lasting_settings" not in state:
         raise ValueError(f"{path} is no checkpoint of pretraining; --resume needs a step_*.pt file of training/pretrain.py.")
-    then, now = state["lasting_settings"], lasting_settings(run)
+    then = _defaults() | state["lasting_settings"]  # a setting that there was not yet
+    now = lasting_settings(run)
     changed = [name for name in now if then.get(name) != now[name]]
     if changed:
         raise SystemExit(
@@ -131,15 +137,27 @@ def resume(run: Run, stream: ViewStream, output: Path) -> None:
             f"{', '.join(f'{name}={now[name]}' for name in changed)}; to go on these must stay the same. Use the "
             "checkpoint's settings, another --output_dir, or start anew with --resume none."
         )
+    if state["step"] > training.steps:
+        raise SystemExit(f"{path} has done {state['step']} steps already, and steps={training.steps} is less; raise --steps.")
+    run.accelerator.print(f"Going on from {path} at step {state['step']}.")
+    return state
+
+
+def _defaults() -> dict:
+    return flat(Settings(ModelSettings(), DataSettings(), TrainingSettings(), EvaluationSettings()))
+
+
+def restore(run: Run, stream: ViewStream, state: dict) -> None:
+    """Brings run and stream to where `save_checkpoint` saw them."""
     load_whole_states(run.student, run.teacher, run.optimizer, state)
     run.loss.load_state_dict(state["loss"])
-    if run.accelerator.scaler and state["scaler"]:
+    if run.accelerator.scaler and state.get("scaler"):
         run.accelerator.scaler.load_state_dict(state["scaler"])
-    run.step, run.seconds, run.skipped_steps = state["step"], state["seconds"], state["skipped_steps"]
+    run.step, run.seconds, run.skipped_steps = state["step"], state["seconds"], state.get("skipped_steps", 0)
+    run.replaces = False
     own = state["ranks"][run.accelerator.process_index]
     run.broken_images = own["broken_images"]
     torch.set_rng_state(own["generator"])
     if torch.cuda.is_available() and "cuda_generator" in own:
         torch.cuda.set_rng_state(own["cuda_generator"])
     stream.positions, stream.next_worker = own["positions"], run.step % max(stream.num_workers, 1)  # a batch a step
-    run.accelerator.print(f"Going on from {path} at step {run.step}.")

@@ -12,7 +12,7 @@ from torch.distributed.checkpoint.state_dict import (
     get_model_state_dict,
     get_state_dict,
     set_model_state_dict,
-    set_state_dict,
+    set_optimizer_state_dict,
 )
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
@@ -66,8 +66,14 @@ def load_whole_states(
     student: nn.Module, teacher: nn.Module, optimizer: torch.optim.Optimizer, states: dict[str, dict]
 ) -> None:
     """The reverse of `whole_states`, from states that every rank has read."""
-    set_state_dict(student, optimizer, model_state_dict=states["student"], optim_state_dict=states["optimizer"], options=_WHOLE)
+    set_model_state_dict(student, states["student"], options=_WHOLE)
     set_model_state_dict(teacher, states["teacher"], options=_WHOLE)
+    # Not strict: of prototypes that have been frozen so far the optimiser has no state, and must begin with them anew.
+    options = StateDictOptions(full_state_dict=True, strict=False)
+    set_optimizer_state_dict(student, optimizer, states["optimizer"], options=options)
+    for name, parameter in student.named_parameters():
+        if name.removeprefix("module.") not in states["optimizer"]["state"]:
+            optimizer.state.pop(parameter, None)
 
 
 def whole_weights(model: nn.Module) -> dict[str, torch.Tensor]:

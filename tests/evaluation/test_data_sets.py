@@ -7,10 +7,12 @@ from pathlib import Path
 
 import datasets
 import numpy as np
+import pyarrow
 import pytest
 from PIL import Image
+from pyarrow import parquet
 
-from evaluation.data_sets import open_images, open_rows
+from evaluation.data_sets import decode_image, open_images, open_rows
 
 
 def png(value, size=4):
@@ -201,3 +203,15 @@ def test_a_torn_parquet_file_is_refused(tmp_path):
     path.write_bytes(path.read_bytes()[:100])
     with pytest.raises(ValueError, match=r"a.parquet"):
         open_images(str(path), None, "train", None)
+
+
+@pytest.mark.parametrize("as_struct", [False, True], ids=["bytes", "bytes and path"])
+@pytest.mark.parametrize("named", [None, "picture"])
+def test_parquet_of_other_tools_holds_images_without_saying_so(tmp_path, as_struct, named):
+    content = {"bytes": png(20), "path": None} if as_struct else png(20)
+    kind = pyarrow.struct({"bytes": pyarrow.binary(), "path": pyarrow.string()}) if as_struct else pyarrow.binary()
+    table = pyarrow.table({"picture": pyarrow.array([content], kind), "label": [3]})
+    parquet.write_table(table, tmp_path / "train.parquet")
+    rows, column = open_images(str(tmp_path), None, "train", named)
+    (row,) = rows
+    assert column == "picture" and decode_image(row[column]).getpixel((0, 0)) == (20, 20, 20)

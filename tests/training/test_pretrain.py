@@ -1,5 +1,6 @@
 """Pretraining end to end on a tiny model and 22 images: what it leaves, and that nothing can throw it off its way."""
 
+import copy
 import errno
 import io
 import itertools
@@ -549,7 +550,7 @@ def test_broken_images_are_counted_and_the_run_finishes(make_arguments, tmp_path
         ({"image_column": "picture"}, "no image column picture"),
         (
             {"learning_rate": 1e30, "nonfinite_patience": 2},
-            r"the loss is nan .* 2 in a row.* lower learning_rate.*last good checkpoint is",
+            r"the loss is nan .* 2 in a row.* lower learning_rate.*The newest checkpoint is",
         ),
     ],
     ids=str,
@@ -597,25 +598,41 @@ def test_fsdp_on_a_cpu_is_refused(make_arguments, tmp_path, monkeypatch):
 # Steps
 
 
-def test_a_step_without_a_finite_gradient_changes_no_weight(make_arguments, tmp_path, monkeypatch):
-    """The third of four steps, whose views are as any others."""
-    clip = pretrain.clip_gradients
-    norms = iter([1.0, 1.0, math.nan, 1.0])
+def test_a_step_without_a_finite_gradient_changes_nothing(make_arguments, tmp_path, monkeypatch):
+    """The third of five steps, in which the teacher's logits overflow."""
+    targets, calls = pretrain.DinoLoss.targets, itertools.count(1)
 
-    def clip_or_break(student, max_norm):
-        return clip(student, max_norm) * next(norms)
+    def overflow_once(loss, logits, temperature):
+        return targets(loss, logits * math.inf if next(calls) == 3 else logits, temperature)
 
-    monkeypatch.setattr(pretrain, "clip_gradients", clip_or_break)
-    pretrain.main(make_arguments(tmp_path, steps=4, checkpoint_steps=1, keep_checkpoints=9, log_steps=1))
-    states = [checkpoint.load(path) for path in checkpoint.list_checkpoints(tmp_path / "checkpoints")]
-    assert [state["skipped_steps"] for state in states] == [0, 0, 1, 1]
-    for network in ("student", "teacher"):
+    monkeypatch.setattr(pretrain.DinoLoss, "targets", overflow_once)
+    states = []
+    step = pretrain.train_step
+
+    def step_and_save(run, batch):
+        figures = step(run, batch)
+        parts = {name: getattr(run, name).state_dict() for name in ("student", "teacher", "loss")}
+        states.append(copy.deepcopy(parts) | {"skipped_steps": run.skipped_steps})
+        return figures
+
+    monkeypatch.setattr(pretrain, "train_step", step_and_save)
+    pretrain.main(make_arguments(tmp_path, steps=5, checkpoint_steps=9, log_steps=1, centering="centering"))
+    assert [state["skipped_steps"] for state in states] == [0, 0, 1, 1, 1]
+    for part in ("student", "teacher", "loss"):
         moved = [
-            any(not torch.equal(tensor, after[network][name]) for name, tensor in before[network].items())
+            any(not torch.equal(tensor, after[part][name]) for name, tensor in before[part].items())
             for before, after in itertools.pairwise(states)
         ]
-        assert moved == [True, False, True]
-    assert [entry["skipped_steps"] for entry in read_log(tmp_path / "log.jsonl")] == [0, 0, 1, 1]
+        assert moved == [True, False, True, True], part
+    assert states[-1]["loss"]["center"].isfinite().all()
+    assert [entry["skipped_steps"] for entry in read_log(tmp_path / "log.jsonl")] == [0, 0, 1, 1, 1]
+
+
+def test_no_checkpoint_is_written_while_steps_are_skipped(make_arguments, tmp_path):
+    with pytest.raises(SystemExit, match=r"2 in a row.* The newest checkpoint is .*step_0000000"):
+        pretrain.main(make_arguments(tmp_path, learning_rate=1e30, nonfinite_patience=2, checkpoint_steps=1))
+    skipped = [checkpoint.load(path)["skipped_steps"] for path in checkpoint.list_checkpoints(tmp_path / "checkpoints")]
+    assert skipped and set(skipped) == {0}
 
 
 def test_an_export_may_be_asked_for_while_the_run_goes_on(make_arguments, tmp_path, monkeypatch):
@@ -658,6 +675,37 @@ def test_measuring_the_teacher_leaves_the_run_as_it_is(make_arguments, tmp_path,
     assert [line["step"] for line in read_log(tmp_path / "evaluation.jsonl")] == [2, 4, 6]
 
 
+def test_an_interrupted_measurement_is_made_up_for(make_arguments, tmp_path, monkeypatch):
+    arguments = make_arguments(tmp_path, eval_steps=3, eval_pictures=0)
+
+    def killed(*_, **__):
+        raise Interruption
+
+    for _ in range(2):  # at step 3, and again in the last measurement
+        with monkeypatch.context() as interrupted, pytest.raises(Interruption):
+            interrupted.setattr(pretrain.PeriodicEvaluation, "measure", killed)
+            pretrain.main(arguments)
+        assert read_log(tmp_path / "evaluation.jsonl") == []
+    pretrain.main(arguments)
+    assert [line["step"] for line in read_log(tmp_path / "evaluation.jsonl")] == [3, 6]
+
+
+def test_fewer_steps_than_were_made_are_refused(make_arguments, tmp_path, finished):
+    resume = finished / "checkpoints" / "step_00000006.pt"
+    with pytest.raises(SystemExit, match=r"has done 6 steps already, and steps=4 is less; raise --steps"):
+        pretrain.main(make_arguments(tmp_path, steps=4, resume=resume))
+
+
+def test_a_refused_run_leaves_the_data_of_the_other(make_arguments, tmp_path):
+    rendered = {"synthetic_images": 8, "synthetic_image_size": 40, "steps": 2}
+    arguments = [argument for argument in make_arguments(tmp_path, **rendered) if not argument.startswith("--dataset=")]
+    pretrain.main(arguments)
+    before = {path: path.read_bytes() for path in (tmp_path / "data").iterdir()}
+    with pytest.raises(SystemExit, match=r"synthetic_images=8.* synthetic_images=6"):
+        pretrain.main([*arguments, "--synthetic_images=6"])
+    assert {path: path.read_bytes() for path in (tmp_path / "data").iterdir()} == before
+
+
 def test_a_tracker_gets_the_log(make_arguments, tmp_path):
     pretrain.main(make_arguments(tmp_path, report_to="tensorboard", steps=4))
     accumulator = event_accumulator.EventAccumulator(str(tmp_path / "tensorboard" / "rats"))
@@ -682,6 +730,16 @@ def test_the_frozen_last_layer_stays(make_arguments, tmp_path):
     prototypes = "head.prototypes.weight"
     assert torch.equal(before[prototypes], frozen[prototypes]) and not torch.equal(frozen[prototypes], free[prototypes])
     assert not torch.equal(before["head.layers.0.weight"], frozen["head.layers.0.weight"])
+
+
+def test_a_run_can_be_resumed_while_the_last_layer_is_frozen(make_arguments, tmp_path, monkeypatch):
+    settings = {"freeze_last_layer_steps": 4}
+    pretrain.main(make_arguments(tmp_path / "whole", **settings))
+    with monkeypatch.context() as interrupted, pytest.raises(Interruption):
+        interrupt_after(interrupted, step=3)
+        pretrain.main(make_arguments(tmp_path / "rest", **settings))
+    pretrain.main(make_arguments(tmp_path / "rest", **settings))
+    assert_same_end(tmp_path / "rest", tmp_path / "whole")
 
 
 def test_the_embedded_data_is_rendered_once(tmp_path):

@@ -5,6 +5,8 @@ python two_ranks.py OUTPUT.pt "ddp|fsdp2" "SETTING=VALUE ..." STEPS
 
 import os
 import sys
+from pathlib import Path
+from types import SimpleNamespace
 
 import torch
 from accelerate import FullyShardedDataParallelPlugin
@@ -14,6 +16,7 @@ from torch.distributed.tensor import DTensor
 from training import pretrain
 from training.arguments import parse
 from training.launch import start_accelerator
+from training.run_state import find_state, restore, save_checkpoint
 from training.sharding import whole_weights
 from training.streaming import Batch
 
@@ -47,7 +50,12 @@ def main(output: str, sharing: str, settings_text: str, steps: str) -> None:
     generator = torch.Generator().manual_seed(3)
     losses, norms = [], []
     share = BATCH // accelerator.num_processes
-    for _ in range(int(steps)):
+    for step in range(int(steps)):
+        if step == 2 and "interrupt" in os.environ:
+            stream = SimpleNamespace(positions={}, num_workers=0)
+            save_checkpoint(run, stream, Path(output).parent)
+            run = pretrain.build_run(accelerator, settings)
+            restore(run, stream, find_state(run, Path(output).parent))
         views = [torch.randint(0, 256, (BATCH, side, side, 3), dtype=torch.uint8, generator=generator) for side in (32, 32, 16)]
         own = [view[accelerator.process_index * share :][:share] for view in views]
         figures = pretrain.train_step(run, Batch(own, worker=0, position=(0, 0), broken=[]))
