@@ -1,34 +1,36 @@
 """RATS and its twins: the same sizes and head, and what each gives of an image."""
 
+from dataclasses import fields
+
 import pytest
 import torch
 
 from training.networks import build_backbone_and_head, build_config, extract
 from training.settings import ModelSettings
 
-SIZES = {
-    "hidden_size": 32,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "intermediate_size": 64,
-    "num_registers": 8,
-    "patch_size": 8,
-    "num_prototypes": 16,
-    "head_hidden_size": 16,
-    "head_bottleneck_size": 8,
-}
 TYPES = ["rats", "vit", "registers"]
 
 
-def build(model_type, **sizes):
-    torch.manual_seed(0)
-    settings = ModelSettings(model_type=model_type, **SIZES | sizes)
-    backbone, head = build_backbone_and_head(model_type, build_config(settings, 32))
-    return backbone.eval(), head
+@pytest.fixture
+def make_settings(tiny_settings):
+    names = {field.name for field in fields(ModelSettings)}
+    sizes = {name: value for name, value in tiny_settings.items() if name in names}
+    return lambda **overrides: ModelSettings(**sizes | overrides)
+
+
+@pytest.fixture
+def build(make_settings):
+    def build(model_type, **sizes):
+        torch.manual_seed(0)
+        config = build_config(make_settings(model_type=model_type, **sizes), 32)
+        backbone, head = build_backbone_and_head(model_type, config)
+        return backbone.eval(), head
+
+    return build
 
 
 @pytest.mark.parametrize("model_type", TYPES)
-def test_width_depth_heads_mlp_and_head_are_those_of_rats(model_type):
+def test_width_depth_heads_mlp_and_head_are_those_of_rats(build, model_type):
     backbone, head = build(model_type)
     names = dict(backbone.named_parameters())
     mlps = sorted(
@@ -43,7 +45,7 @@ def test_width_depth_heads_mlp_and_head_are_those_of_rats(model_type):
 
 @pytest.mark.parametrize("size_px", [32, 16, 48])
 @pytest.mark.parametrize("model_type", TYPES)
-def test_features_are_tokens_of_the_last_layer_at_any_size(model_type, size_px):
+def test_features_are_tokens_of_the_last_layer_at_any_size(build, model_type, size_px):
     backbone, _ = build(model_type)
     images = torch.rand(3, 3, size_px, size_px)
     features = extract(backbone, images, with_patches=True)
@@ -60,7 +62,7 @@ def test_features_are_tokens_of_the_last_layer_at_any_size(model_type, size_px):
 
 
 @pytest.mark.parametrize("model_type", TYPES)
-def test_without_patches_the_rest_is_the_same_and_every_parameter_has_a_gradient(model_type):
+def test_without_patches_the_rest_is_the_same_and_every_parameter_has_a_gradient(build, model_type):
     backbone, _ = build(model_type)
     images = torch.rand(2, 3, 32, 32)
     features = extract(backbone, images)
@@ -70,11 +72,11 @@ def test_without_patches_the_rest_is_the_same_and_every_parameter_has_a_gradient
     assert {name for name, one in backbone.named_parameters() if one.requires_grad and one.grad is None} == set()
 
 
-def test_a_ratio_that_a_twin_cannot_have_is_refused():
+def test_a_ratio_that_a_twin_cannot_have_is_refused(build):
     with pytest.raises(ValueError, match="intermediate_size=40 must be a multiple of hidden_size=32"):
         build("registers", intermediate_size=40)
 
 
-def test_sizes_that_do_not_fit_are_refused():
+def test_sizes_that_do_not_fit_are_refused(make_settings):
     with pytest.raises(ValueError, match=r"(?s)model settings: .*num_registers=9"):
-        build_config(ModelSettings(**SIZES | {"num_registers": 9}), 32)
+        build_config(make_settings(num_registers=9), 32)

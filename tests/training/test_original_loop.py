@@ -13,40 +13,20 @@ from training.schedules import schedule_at
 from training.streaming import Batch
 
 SETTINGS = {
-    "hidden_size": 32,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "intermediate_size": 64,
-    "num_registers": 8,
-    "patch_size": 8,
-    "drop_path_rate": 0,
-    "initializer_range": 0.1,
-    "num_prototypes": 16,
-    "head_hidden_size": 16,
-    "head_bottleneck_size": 8,
-    "global_crop_size": 32,
-    "local_crop_size": 16,
     "num_local_crops": 3,
-    "export_image_size": 32,
-    "steps": 20,
-    "warmup_steps": 1,
     "batch_size": 4,
     "learning_rate": 0.1,
     "clip_gradient": 0.01,
     "freeze_last_layer_steps": 2,
-    "teacher_momentum": 0.9,
-    "centering": "centering",
-    "mixed_precision": "no",
-    "quiet": True,
 }
 STEPS = 4
 
 
 @pytest.mark.parametrize("accumulation", [1, 2])
 @pytest.mark.parametrize("model_type", ["vit", "registers", "rats"])
-def test_our_step_is_that_of_the_original(tmp_path, model_type, accumulation):
+def test_our_step_is_that_of_the_original(tmp_path, tiny_settings, model_type, accumulation):
     overrides = {"model_type": model_type, "gradient_accumulation_steps": accumulation, "output_dir": tmp_path}
-    settings = parse([f"--{name}={value}" for name, value in (SETTINGS | overrides).items()])
+    settings = parse([f"--{name}={value}" for name, value in (tiny_settings | SETTINGS | overrides).items()])
     accelerator = start_accelerator(settings.training)
     run = pretrain.build_run(accelerator, settings)
     ours, training = accelerator.unwrap_model(run.student), settings.training

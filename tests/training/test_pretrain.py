@@ -20,7 +20,6 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from accelerate.state import AcceleratorState
 from PIL import Image
 from tensorboard.backend.event_processing import event_accumulator
 from transformers import (
@@ -564,11 +563,9 @@ def test_what_is_wrong_is_said(make_arguments, tmp_path, overrides, message):
 
 
 def test_launch_configurations_that_the_loop_does_not_know_are_refused(make_arguments, tmp_path, monkeypatch):
-    AcceleratorState._reset_state(reset_partial_state=True)
     monkeypatch.setenv("ACCELERATE_DYNAMO_BACKEND", "INDUCTOR")
     with pytest.raises(SystemExit, match=r"dynamo INDUCTOR; .* --torch_compile true"):
         pretrain.main(make_arguments(tmp_path))
-    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 @pytest.mark.parametrize(
@@ -587,12 +584,10 @@ def test_what_this_machine_cannot_do_is_said_before_anything_runs(make_arguments
 
 
 def test_fsdp_on_a_cpu_is_refused(make_arguments, tmp_path, monkeypatch):
-    AcceleratorState._reset_state(reset_partial_state=True)
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
     monkeypatch.setenv("FSDP_VERSION", "2")
     with pytest.raises(SystemExit, match=r"asks for FSDP, which Accelerate leaves out on a CPU"):
         pretrain.main(make_arguments(tmp_path))
-    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 # Steps

@@ -9,53 +9,32 @@ import pytest
 import torch
 
 ROOT = Path(__file__).resolve().parents[2]
-SETTINGS = {
-    "hidden_size": 32,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "intermediate_size": 64,
-    "num_registers": 8,
-    "patch_size": 8,
-    "drop_path_rate": 0,
-    "initializer_range": 0.1,
-    "num_prototypes": 16,
-    "head_hidden_size": 16,
-    "head_bottleneck_size": 8,
-    "global_crop_size": 32,
-    "local_crop_size": 16,
-    "export_image_size": 32,
-    "steps": 20,
-    "warmup_steps": 1,
-    "batch_size": 8,
-    "learning_rate": 3.2,
-    "clip_gradient": 0.02,
-    "teacher_momentum": 0.9,
-    "centering": "centering",
-    "mixed_precision": "no",
-    "cpu_threads": 1,
-    "quiet": True,
-}
+SETTINGS = {"batch_size": 8, "learning_rate": 3.2, "clip_gradient": 0.02, "cpu_threads": 1}
 STEPS = 4
 
 
-def run(output, processes, sharing="ddp", sgd=True, interrupt=False, **settings):
-    """What the steps gave, from the main process of a job of its own."""
-    text = " ".join(f"{name}={value}" for name, value in (SETTINGS | settings).items())
-    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"] if processes > 1 else []
-    script = str(Path(__file__).with_name("two_ranks.py"))
-    paths = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
-    environment = (
-        os.environ
-        | {"CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": paths}
-        | {name: "1" for name, on in (("sgd", sgd), ("interrupt", interrupt)) if on}
-    )
-    command = [sys.executable, *launcher, script, str(output), sharing, f"{text} output_dir={output.parent}", str(STEPS)]
-    subprocess.run(command, cwd=ROOT, env=environment, check=True, timeout=120)
-    return torch.load(output)
+@pytest.fixture(scope="module")
+def run(tiny_settings):
+    def run(output, processes, sharing="ddp", sgd=True, interrupt=False, **settings):
+        """What the steps gave, from the main process of a job of its own."""
+        text = " ".join(f"{name}={value}" for name, value in (tiny_settings | SETTINGS | settings).items())
+        launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"] if processes > 1 else []
+        script = str(Path(__file__).with_name("two_ranks.py"))
+        paths = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+        environment = (
+            os.environ
+            | {"CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": paths}
+            | {name: "1" for name, on in (("sgd", sgd), ("interrupt", interrupt)) if on}
+        )
+        command = [sys.executable, *launcher, script, str(output), sharing, f"{text} output_dir={output.parent}", str(STEPS)]
+        subprocess.run(command, cwd=ROOT, env=environment, check=True, timeout=120)
+        return torch.load(output)
+
+    return run
 
 
 @pytest.fixture(scope="module")
-def alone(tmp_path_factory):
+def alone(run, tmp_path_factory):
     return run(tmp_path_factory.mktemp("alone") / "alone.pt", processes=1)
 
 
@@ -86,26 +65,26 @@ def test_the_steps_of_one_rank_learn_and_are_clipped(alone):
 
 
 @pytest.mark.parametrize("centering", ["centering", "sinkhorn_knopp"])
-def test_two_ranks_with_half_the_batch_each_are_one_with_the_whole(tmp_path, alone, centering):
-    expected = alone if centering == SETTINGS["centering"] else run(tmp_path / "alone.pt", 1, centering=centering)
+def test_two_ranks_with_half_the_batch_each_are_one_with_the_whole(run, tmp_path, alone, centering):
+    expected = alone if centering == "centering" else run(tmp_path / "alone.pt", 1, centering=centering)
     result = run(tmp_path / "ddp.pt", 2, centering=centering)
     assert result["processes"] == 2
     assert_same(result, expected)
 
 
-def test_sharded_weights_give_the_same(tmp_path, alone):
+def test_sharded_weights_give_the_same(run, tmp_path, alone):
     result = run(tmp_path / "fsdp.pt", 2, sharing="fsdp2")
     assert result["processes"] == 2 and result["sharded"]
     assert_same(result, alone)
 
 
 @pytest.mark.parametrize("sharing, processes", [("ddp", 1), ("ddp", 2), ("fsdp2", 2)])
-def test_a_batch_computed_in_parts_is_the_whole_batch(tmp_path, alone, sharing, processes):
+def test_a_batch_computed_in_parts_is_the_whole_batch(run, tmp_path, alone, sharing, processes):
     assert_same(run(tmp_path / "parts.pt", processes, sharing=sharing, gradient_accumulation_steps=2), alone)
 
 
 @pytest.mark.parametrize("sharing", ["ddp", "fsdp2"])
-def test_a_run_on_two_ranks_goes_on_from_its_checkpoint_as_if_nothing_had_been(tmp_path, sharing):
+def test_a_run_on_two_ranks_goes_on_from_its_checkpoint_as_if_nothing_had_been(run, tmp_path, sharing):
     """With AdamW, bf16, frozen prototypes and a centre."""
     settings = {"sharing": sharing, "sgd": False, "mixed_precision": "bf16", "freeze_last_layer_steps": 3}
     for name in ("whole", "rest"):
@@ -122,5 +101,5 @@ def test_a_run_on_two_ranks_goes_on_from_its_checkpoint_as_if_nothing_had_been(t
     assert whole["center"].any()
 
 
-def test_gradient_checkpointing_changes_nothing(tmp_path, alone):
+def test_gradient_checkpointing_changes_nothing(run, tmp_path, alone):
     assert_same(run(tmp_path / "checkpointing.pt", 1, gradient_checkpointing=True), alone)
