@@ -12,7 +12,7 @@ from training.sources import one_each, open_stream
 from training.streaming import UnreadableImagesError
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def accelerator():
     return Accelerator(cpu=True)
 
