@@ -36,8 +36,9 @@ environment: .venv/installed
 	$(BIN)/python -m pip install --quiet -r requirements.txt -e ".[dev]"
 	touch $@
 
+# A test file's processes share the cores, so that one thread each is best.
 test: environment
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist worksteal
 
 test-slow: environment
 	$(BIN)/python -m pytest -m slow

@@ -8,7 +8,7 @@ from typing import NamedTuple
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from training.monitors import read_log
+from training.json_log import read_log
 
 COLUMNS = 4
 PANEL_INCHES = (4.0, 3.0)

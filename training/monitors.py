@@ -1,8 +1,6 @@
-"""What a run shows while it goes: the JSON-lines log, progress, and the watches that end a run that is lost."""
+"""What a run shows while it goes: log, trackers and progress, and the watches that end a run that is lost."""
 
-import json
 import math
-import os
 import sys
 import time
 from collections.abc import Iterator
@@ -14,6 +12,7 @@ import torch
 from tqdm import tqdm
 
 from training import checkpoint
+from training.json_log import JsonLog
 from training.run_state import Run
 from training.schedules import Schedule
 from training.streaming import Batch
@@ -228,35 +227,3 @@ def console_line(entry: dict, steps: int) -> str:
         f"step {entry['step']}/{steps}  loss {entry['loss']:.3f} (ln K {entry['ln_k']:.3f})  teacher entropy "
         f"{entry['teacher_entropy']:.3f}  {entry['images_per_s']:.0f} images/s"
     )
-
-
-class JsonLog:
-    """One JSON object a line, appended and flushed at once.
-
-    Args:
-        path: The log file.
-        first_step: Lines of this step and later are dropped: a resumed run writes them again.
-    """
-
-    def __init__(self, path: Path, first_step: int = 0):
-        kept = [line for line in read_log(path) if line["step"] < first_step]
-        temporary = path.with_suffix(".tmp")
-        temporary.write_text("".join(json.dumps(line) + "\n" for line in kept))
-        os.replace(temporary, path)
-        self._file = open(path, "a", buffering=1)  # noqa: SIM115 (open as long as the run)
-
-    def write(self, entry: dict) -> None:
-        self._file.write(json.dumps(entry) + "\n")
-
-
-def read_log(path: Path) -> list[dict]:
-    """The entries of a log; a last line that was cut off while it was written is left out."""
-    if not path.is_file():
-        return []
-    entries = []
-    for line in path.read_text().splitlines():
-        try:
-            entries.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
-    return entries

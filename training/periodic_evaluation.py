@@ -30,7 +30,7 @@ from evaluation.representation import (
 )
 from evaluation.segmenters import ImageBatch, Segmenter, rats_segmenter
 from modeling_rats.visualization import draw_part_map, grid, side_by_side
-from training.monitors import JsonLog, read_log
+from training.json_log import JsonLog, read_log
 from training.networks import extract
 from training.ranks import on_all_ranks
 from training.settings import Settings

@@ -19,34 +19,12 @@ from accelerate.utils.launch import prepare_multi_gpu_env, prepare_simple_launch
 from PIL import Image
 
 from training.networks import build_backbone_and_head, build_config
-from training.settings import ModelSettings
 from training.student_teacher import MultiCropNetwork
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / "training" / "accelerate_configs"
 CONFIGURATIONS = sorted(FOLDER.glob("*.yaml"))
 SCRIPT = "training/pretrain.py"
-RECIPE = {
-    "hidden_size": 32,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "intermediate_size": 32,
-    "num_registers": 8,
-    "patch_size": 8,
-    "num_prototypes": 16,
-    "head_hidden_size": 16,
-    "head_bottleneck_size": 8,
-    "global_crop_size": 32,
-    "local_crop_size": 16,
-    "num_local_crops": 1,
-    "num_workers": 0,
-    "steps": 2,
-    "warmup_steps": 1,
-    "batch_size": 4,
-    "log_steps": 1,
-    "mixed_precision": "no",
-    "cpu_threads": 1,
-}
 
 
 def read(name, *flags):
@@ -136,12 +114,12 @@ def test_fsdp2_reaches_the_processes():
 
 
 @pytest.mark.parametrize("model_type", ["rats", "vit"])
-def test_fsdp2_shards_the_embeddings_and_each_block(model_type, monkeypatch):
+def test_fsdp2_shards_the_embeddings_and_each_block(model_type, monkeypatch, make_model_settings):
     for name, value in prepare_multi_gpu_env(read("fsdp2")).items():
         monkeypatch.setenv(name, value)
     plugin = FullyShardedDataParallelPlugin()
     assert plugin.fsdp_version == 2 and plugin.reshard_after_forward is True and not plugin.cpu_ram_efficient_loading
-    config = build_config(ModelSettings(**{name: RECIPE[name] for name in list(RECIPE)[:9]}), 32)
+    config = build_config(make_model_settings(model_type=model_type), image_size_px=32)
     backbone, head = build_backbone_and_head(model_type, config)
     network = MultiCropNetwork(backbone, head)
     plugin.set_auto_wrap_policy(network)
@@ -155,9 +133,10 @@ def test_fsdp2_shards_the_embeddings_and_each_block(model_type, monkeypatch):
 
 
 @pytest.fixture
-def arguments(tmp_path):
+def arguments(tmp_path, tiny_settings):
     """A tiny recipe on a few images."""
-    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(RECIPE))
+    recipe = tiny_settings | {"steps": 2, "batch_size": 4, "log_steps": 1, "num_workers": 0, "cpu_threads": 1, "quiet": False}
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(recipe))
     (tmp_path / "images").mkdir()
     for index in range(8):
         Image.effect_noise((40, 40), 20 + index).convert("RGB").save(tmp_path / "images" / f"{index}.png")

@@ -1,12 +1,11 @@
 """What is watched while training."""
 
-import json
 import math
 
 import pytest
 import torch
 
-from training.monitors import CollapseWatch, JsonLog, NonFiniteWatch, StepFigures, read_log
+from training.monitors import CollapseWatch, NonFiniteWatch, StepFigures
 from training.schedules import Schedule
 from training.teacher_figures import teacher_entropies
 
@@ -59,26 +58,3 @@ def test_steps_without_a_finite_gradient_are_told_of_and_lost_after_some_in_a_ro
     assert [bool(message) for message in said] == [False, True, False, False, True, False] and not watch.is_lost
     assert "step 1: the loss is 5.0 and the gradient norm nan; the step was skipped, 1 in a row" in said[1]
     assert "3 in a row" in watch.update(6, figures_of(nan)) and watch.is_lost
-
-
-def test_lines_are_on_disk_at_once(tmp_path):
-    log = JsonLog(tmp_path / "log.jsonl")
-    log.write({"step": 1, "loss": 2.5})
-    assert (tmp_path / "log.jsonl").read_text() == '{"step": 1, "loss": 2.5}\n'
-    log.write({"step": 2, "loss": 2.0})
-    assert read_log(tmp_path / "log.jsonl") == [{"step": 1, "loss": 2.5}, {"step": 2, "loss": 2.0}]
-
-
-def test_a_resumed_run_writes_its_steps_again(tmp_path):
-    path = tmp_path / "log.jsonl"
-    path.write_text("".join(json.dumps({"step": step}) + "\n" for step in (10, 20, 30)) + '{"step": 4')
-    assert [entry["step"] for entry in read_log(path)] == [10, 20, 30]
-    log = JsonLog(path, first_step=21)
-    log.write({"step": 30, "again": True})
-    assert read_log(path) == [{"step": 10}, {"step": 20}, {"step": 30, "again": True}]
-    JsonLog(path)
-    assert read_log(path) == []
-
-
-def test_no_log_is_an_empty_one(tmp_path):
-    assert read_log(tmp_path / "none.jsonl") == []

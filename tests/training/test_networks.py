@@ -1,28 +1,18 @@
 """RATS and its twins: the same sizes and head, and what each gives of an image."""
 
-from dataclasses import fields
-
 import pytest
 import torch
 
 from training.networks import build_backbone_and_head, build_config, extract
-from training.settings import ModelSettings
 
 TYPES = ["rats", "vit", "registers"]
 
 
 @pytest.fixture
-def make_settings(tiny_settings):
-    names = {field.name for field in fields(ModelSettings)}
-    sizes = {name: value for name, value in tiny_settings.items() if name in names}
-    return lambda **overrides: ModelSettings(**sizes | overrides)
-
-
-@pytest.fixture
-def build(make_settings):
+def build(make_model_settings):
     def build(model_type, **sizes):
         torch.manual_seed(0)
-        config = build_config(make_settings(model_type=model_type, **sizes), 32)
+        config = build_config(make_model_settings(model_type=model_type, **sizes), 32)
         backbone, head = build_backbone_and_head(model_type, config)
         return backbone.eval(), head
 
@@ -77,6 +67,6 @@ def test_a_ratio_that_a_twin_cannot_have_is_refused(build):
         build("registers", intermediate_size=40)
 
 
-def test_sizes_that_do_not_fit_are_refused(make_settings):
+def test_sizes_that_do_not_fit_are_refused(make_model_settings):
     with pytest.raises(ValueError, match=r"(?s)model settings: .*num_registers=9"):
-        build_config(make_settings(num_registers=9), 32)
+        build_config(make_model_settings(num_registers=9), 32)

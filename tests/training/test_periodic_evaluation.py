@@ -29,7 +29,7 @@ from modeling_rats import RatsConfig, RatsForPartSegmentation, RatsImageProcesso
 from modeling_rats.visualization import register_colors
 from training import checkpoint, pretrain
 from training.arguments import QUICKSTART
-from training.monitors import read_log
+from training.json_log import read_log
 from training.networks import build_backbone_and_head
 from training.periodic_evaluation import PANEL_PX, PeriodicEvaluation, draw_parts
 from training.settings import DataSettings, EvaluationSettings, ModelSettings, Settings, TrainingSettings

@@ -35,38 +35,12 @@ from evaluation import part_segmentation
 from evaluation.synthetic_parts import write_dataset
 from modeling_rats import RatsForPartSegmentation, RatsImageProcessor, RatsModel
 from training import checkpoint, pretrain, run_state, sources
-from training.monitors import read_log
+from training.json_log import read_log
 from training.preemption import EXIT_CODE, SIGNALS
 from training.settings import DataSettings, TrainingSettings
 
 ROOT = Path(__file__).resolve().parents[2]
 STEPS = 6
-RECIPE = {
-    "hidden_size": 32,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "intermediate_size": 32,
-    "num_registers": 8,
-    "patch_size": 8,
-    "drop_path_rate": 0.5,
-    "num_prototypes": 16,
-    "head_hidden_size": 16,
-    "head_bottleneck_size": 8,
-    "global_crop_size": 32,
-    "local_crop_size": 16,
-    "num_local_crops": 1,
-    "shuffle_buffer": 8,
-    "num_workers": 0,
-    "steps": STEPS,
-    "warmup_steps": 1,
-    "batch_size": 4,
-    "learning_rate": 0.1,
-    "teacher_momentum": 0.9,
-    "checkpoint_steps": 3,
-    "log_steps": 2,
-    "mixed_precision": "no",
-    "cpu_threads": 1,
-}
 LOG_FIELDS = {
     "step", "loss", "gradient_norm", "learning_rate", "weight_decay", "teacher_momentum", "teacher_temperature", "ln_k",
     "teacher_entropy", "teacher_marginal_entropy", "registers_used", "registers_per_image", "register_cosine", "rankme",
@@ -96,14 +70,32 @@ def images(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def make_arguments(tmp_path_factory, images):
+def recipe(tiny_sizes):
+    return tiny_sizes | {
+        "drop_path_rate": 0.5,
+        "shuffle_buffer": 8,
+        "num_workers": 0,
+        "steps": STEPS,
+        "warmup_steps": 1,
+        "batch_size": 4,
+        "learning_rate": 0.1,
+        "teacher_momentum": 0.9,
+        "checkpoint_steps": 3,
+        "log_steps": 2,
+        "mixed_precision": "no",
+        "cpu_threads": 1,
+    }
+
+
+@pytest.fixture(scope="module")
+def make_arguments(tmp_path_factory, recipe, images):
     """Arguments for `main`: the recipe above, the images and what a test wants different."""
-    recipe = tmp_path_factory.mktemp("recipe") / "tiny.yaml"
-    recipe.write_text(yaml.safe_dump(RECIPE))
+    path = tmp_path_factory.mktemp("recipe") / "tiny.yaml"
+    path.write_text(yaml.safe_dump(recipe))
 
     def make(output, **overrides):
         settings = {"dataset": images, "output_dir": output} | overrides
-        return [str(recipe), *[f"--{name}={value}" for name, value in settings.items()]]
+        return [str(path), *[f"--{name}={value}" for name, value in settings.items()]]
 
     return make
 
@@ -158,10 +150,10 @@ def test_the_original_augmentation_may_be_asked_for(make_arguments, tmp_path, fi
 
 
 @pytest.fixture
-def vit(tmp_path):
+def vit(tmp_path, recipe):
     """A ViT of the recipe's sizes, saved to disk."""
     torch.manual_seed(5)
-    sizes = {name: RECIPE[name] for name in ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")}
+    sizes = {name: recipe[name] for name in ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")}
     model = ViTModel(ViTConfig(**sizes, patch_size=8, image_size=32))
     model.save_pretrained(tmp_path / "vit")
     return model
@@ -253,9 +245,9 @@ def test_the_log_has_a_line_for_every_few_steps(finished):
     assert entries[-1]["epoch"] == 1
 
 
-def test_the_record_tells_how_it_was_made(finished, images):
+def test_the_record_tells_how_it_was_made(finished, images, recipe):
     record = json.loads((finished / "model" / "training.json").read_text())
-    wanted = RECIPE | {"dataset": [images], "seed": 0}
+    wanted = recipe | {"dataset": [images], "seed": 0}
     assert {name: record["settings"][name] for name in wanted} == wanted
     assert (record["steps"], record["images_seen"], record["processes"]) == (STEPS, 24, 1)
     assert record["mixed_precision"] == "no" and set(record["versions"]) >= {"torch", "transformers"}
@@ -428,7 +420,7 @@ def test_a_full_disk_ends_the_run_with_what_to_do(make_arguments, finished, tmp_
     assert_same_end(tmp_path, finished)
 
 
-@pytest.mark.parametrize("writes", ["training.monitors.JsonLog.write", "training.pretrain.export"])
+@pytest.mark.parametrize("writes", ["training.json_log.JsonLog.write", "training.pretrain.export"])
 def test_a_disk_that_fills_up_anywhere_ends_the_run_with_what_to_do(make_arguments, finished, tmp_path, monkeypatch, writes):
     def full(*_):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))

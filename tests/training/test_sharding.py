@@ -1,5 +1,6 @@
 """What several ranks compute together equals what one computes alone: gradients, weights, teacher, centre."""
 
+import json
 import os
 import subprocess
 import sys
@@ -9,33 +10,67 @@ import pytest
 import torch
 
 ROOT = Path(__file__).resolve().parents[2]
-SETTINGS = {"batch_size": 8, "learning_rate": 3.2, "clip_gradient": 0.02, "cpu_threads": 1}
 STEPS = 4
+EXACT = {"batch_size": 8, "learning_rate": 3.2, "clip_gradient": 0.02, "cpu_threads": 1}
+SINKHORN_KNOPP, IN_PARTS = {"centering": "sinkhorn_knopp"}, {"gradient_accumulation_steps": 2}
+# AdamW, bf16, prototypes that are frozen at first, and a centre.
+AS_TRAINED = {"optimizer": "adamw", "settings": {"mixed_precision": "bf16", "freeze_last_layer_steps": 3}}
+JOBS = {  # number of processes -> what they compute one after the other: a start of processes takes longer than the steps
+    1: {
+        "alone": {},
+        "alone, Sinkhorn-Knopp": {"settings": SINKHORN_KNOPP},
+        "alone, in parts": {"settings": IN_PARTS},
+        "alone, checkpointing": {"settings": {"gradient_checkpointing": True}},
+    },
+    2: {
+        f"{sharing}{name}": {"sharing": sharing} | job
+        for sharing in ("ddp", "fsdp2")
+        for name, job in {
+            "": {},
+            ", Sinkhorn-Knopp": {"settings": SINKHORN_KNOPP},
+            ", in parts": {"settings": IN_PARTS},
+            ", as trained": AS_TRAINED,
+            ", interrupted": AS_TRAINED | {"interrupted": True},
+        }.items()
+    },
+}
 
 
 @pytest.fixture(scope="module")
-def run(tiny_settings):
-    def run(output, processes, sharing="ddp", sgd=True, interrupt=False, **settings):
-        """What the steps gave, from the main process of a job of its own."""
-        text = " ".join(f"{name}={value}" for name, value in (tiny_settings | SETTINGS | settings).items())
+def start(tiny_settings):
+    def start(folder, processes, jobs):
+        """The ended processes, which have saved what each job gave in `folder`."""
+        defaults = {"sharing": "ddp", "optimizer": "sgd", "interrupted": False}
+        whole = {
+            name: defaults | job | {"settings": tiny_settings | EXACT | job.get("settings", {})} for name, job in jobs.items()
+        }
+        (folder / "jobs.json").write_text(json.dumps(whole))
         launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"] if processes > 1 else []
         script = str(Path(__file__).with_name("two_ranks.py"))
         paths = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
-        environment = (
-            os.environ
-            | {"CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": paths}
-            | {name: "1" for name, on in (("sgd", sgd), ("interrupt", interrupt)) if on}
-        )
-        command = [sys.executable, *launcher, script, str(output), sharing, f"{text} output_dir={output.parent}", str(STEPS)]
-        subprocess.run(command, cwd=ROOT, env=environment, check=True, timeout=120)
-        return torch.load(output)
+        environment = os.environ | {"CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": paths}
+        command = [sys.executable, *launcher, script, str(folder / "jobs.json"), str(folder)]
+        return subprocess.run(command, cwd=ROOT, env=environment, timeout=240, capture_output=True, text=True)
 
-    return run
+    return start
 
 
 @pytest.fixture(scope="module")
-def alone(run, tmp_path_factory):
-    return run(tmp_path_factory.mktemp("alone") / "alone.pt", processes=1)
+def results(start, tmp_path_factory):
+    """Name of a job -> what its steps gave, from the main process."""
+    results = {}
+    for processes, jobs in JOBS.items():
+        folder = tmp_path_factory.mktemp("results")
+        ended = start(folder, processes, jobs)
+        assert ended.returncode == 0, ended.stderr
+        results |= {name: torch.load(folder / f"{name}.pt") for name in jobs}
+        assert {results[name]["processes"] for name in jobs} == {processes}
+    return results
+
+
+@pytest.fixture(scope="module")
+def alone(results):
+    return results["alone"]
 
 
 def assert_same(result, expected, skipped=()):
@@ -58,39 +93,29 @@ def assert_same(result, expected, skipped=()):
 
 
 def test_the_steps_of_one_rank_learn_and_are_clipped(alone):
-    assert alone["processes"] == 1 and not alone["sharded"]
+    assert not alone["sharded"]
     assert not torch.equal(alone["gradients"][0]["head.layers.0.weight"], alone["gradients"][1]["head.layers.0.weight"])
     largest = max(float(gradient.norm()) for gradient in alone["gradients"][0].values())
     assert largest == pytest.approx(0.02, rel=1e-3)
 
 
-@pytest.mark.parametrize("centering", ["centering", "sinkhorn_knopp"])
-def test_two_ranks_with_half_the_batch_each_are_one_with_the_whole(run, tmp_path, alone, centering):
-    expected = alone if centering == "centering" else run(tmp_path / "alone.pt", 1, centering=centering)
-    result = run(tmp_path / "ddp.pt", 2, centering=centering)
-    assert result["processes"] == 2
-    assert_same(result, expected)
+@pytest.mark.parametrize("centering", ["", ", Sinkhorn-Knopp"])
+@pytest.mark.parametrize("sharing", ["ddp", "fsdp2"])
+def test_two_ranks_with_half_the_batch_each_are_one_with_the_whole(results, sharing, centering):
+    """With FSDP2 the weights are sharded, clipping and EMA included."""
+    result = results[sharing + centering]
+    assert result["sharded"] == (sharing == "fsdp2")
+    assert_same(result, results["alone" + centering])
 
 
-def test_sharded_weights_give_the_same(run, tmp_path, alone):
-    result = run(tmp_path / "fsdp.pt", 2, sharing="fsdp2")
-    assert result["processes"] == 2 and result["sharded"]
-    assert_same(result, alone)
-
-
-@pytest.mark.parametrize("sharing, processes", [("ddp", 1), ("ddp", 2), ("fsdp2", 2)])
-def test_a_batch_computed_in_parts_is_the_whole_batch(run, tmp_path, alone, sharing, processes):
-    assert_same(run(tmp_path / "parts.pt", processes, sharing=sharing, gradient_accumulation_steps=2), alone)
+@pytest.mark.parametrize("sharing", ["alone", "ddp", "fsdp2"])
+def test_a_batch_computed_in_parts_is_the_whole_batch(results, alone, sharing):
+    assert_same(results[f"{sharing}, in parts"], alone)
 
 
 @pytest.mark.parametrize("sharing", ["ddp", "fsdp2"])
-def test_a_run_on_two_ranks_goes_on_from_its_checkpoint_as_if_nothing_had_been(run, tmp_path, sharing):
-    """With AdamW, bf16, frozen prototypes and a centre."""
-    settings = {"sharing": sharing, "sgd": False, "mixed_precision": "bf16", "freeze_last_layer_steps": 3}
-    for name in ("whole", "rest"):
-        (tmp_path / name).mkdir()
-    whole = run(tmp_path / "whole" / "result.pt", 2, **settings)
-    rest = run(tmp_path / "rest" / "result.pt", 2, interrupt=True, **settings)
+def test_a_run_on_two_ranks_goes_on_from_its_checkpoint_as_if_nothing_had_been(results, sharing):
+    whole, rest = results[f"{sharing}, as trained"], results[f"{sharing}, interrupted"]
     for part in ("student", "teacher"):
         for name, tensor in whole[part].items():
             if sharing == "ddp":
@@ -101,5 +126,16 @@ def test_a_run_on_two_ranks_goes_on_from_its_checkpoint_as_if_nothing_had_been(r
     assert whole["center"].any()
 
 
-def test_gradient_checkpointing_changes_nothing(run, tmp_path, alone):
-    assert_same(run(tmp_path / "checkpointing.pt", 1, gradient_checkpointing=True), alone)
+def test_only_autocast_chooses_what_is_computed_in_bf16(results):
+    """Accelerate's policy for FSDP2 would compute the head in bf16 as well."""
+    assert results["fsdp2, as trained"]["policy"] is None
+    assert results["fsdp2, as trained"]["losses"] == pytest.approx(results["ddp, as trained"]["losses"], rel=1e-3)
+
+
+def test_gradient_checkpointing_changes_nothing(results, alone):
+    assert_same(results["alone, checkpointing"], alone)
+
+
+def test_sharded_weights_cannot_be_compiled(start, tmp_path):
+    job = {"sharing": "fsdp2", "settings": {"torch_compile": True}}
+    assert "torch_compile=True has not been made to work with FSDP2" in start(tmp_path, 1, {"compiled": job}).stderr

@@ -7,7 +7,6 @@ import pytest
 import torch
 
 from training.networks import build_backbone_and_head, build_config
-from training.settings import ModelSettings
 from training.student_teacher import MultiCropNetwork, build_teacher
 from training.teacher_figures import rankme, register_figures, teacher_entropies, teacher_figures
 
@@ -15,28 +14,20 @@ UNIFORM = torch.full((2, 6, 8), 1 / 8)
 ONE_PROTOTYPE = torch.eye(8)[0].expand(2, 6, 8)
 ONE_EACH = torch.eye(8).reshape(2, 4, 8)
 
-SIZES = {
-    "hidden_size": 16,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "intermediate_size": 32,
-    "num_registers": 8,
-    "patch_size": 8,
-    "num_prototypes": 16,
-    "head_hidden_size": 16,
-    "head_bottleneck_size": 8,
-    "drop_path_rate": 0.5,
-    "initializer_range": 0.5,
-}
 TYPES = ["rats", "vit", "registers"]
 OF_EVERY_NETWORK = {"teacher_entropy", "teacher_marginal_entropy", "rankme"}
 OF_REGISTERS = {"registers_used", "registers_per_image", "register_cosine"}
 
 
-def make_teacher(model_type, **sizes):
-    torch.manual_seed(0)
-    settings = ModelSettings(model_type=model_type, **SIZES | sizes)
-    return build_teacher(MultiCropNetwork(*build_backbone_and_head(model_type, build_config(settings, 32))).train())
+@pytest.fixture
+def make_teacher(make_model_settings):
+    def make(model_type, **sizes):
+        torch.manual_seed(0)
+        settings = make_model_settings(**{"model_type": model_type, "drop_path_rate": 0.5, "initializer_range": 0.5} | sizes)
+        backbone, head = build_backbone_and_head(model_type, build_config(settings, 32))
+        return build_teacher(MultiCropNetwork(backbone, head).train())
+
+    return make
 
 
 def random_images(batch=6):
@@ -78,7 +69,7 @@ def literal_register_figures(registers, patches):
 
 
 @pytest.mark.parametrize("model_type", TYPES)
-def test_figures_of_a_network_are_those_of_its_tokens(model_type):
+def test_figures_of_a_network_are_those_of_its_tokens(make_teacher, model_type):
     teacher = make_teacher(model_type)
     targets = random_targets()
     figures = teacher_figures(teacher, random_images(), targets, max_images=4)
@@ -92,14 +83,14 @@ def test_figures_of_a_network_are_those_of_its_tokens(model_type):
 
 
 @pytest.mark.parametrize("model_type", TYPES)
-def test_one_image_gives_figures_that_are_numbers(model_type):
+def test_one_image_gives_figures_that_are_numbers(make_teacher, model_type):
     figures = teacher_figures(make_teacher(model_type), random_images(1), random_targets(1))
     assert all(math.isfinite(value) for value in figures.values())
     assert figures["rankme"] == pytest.approx(1)
 
 
 @pytest.mark.parametrize("model_type", TYPES)
-def test_is_one_forward_of_the_module_that_changes_nothing(model_type):
+def test_is_one_forward_of_the_module_that_changes_nothing(make_teacher, model_type):
     teacher = make_teacher(model_type)
     calls = []
     teacher.register_forward_hook(lambda module, args, output: calls.append(len(args[0][0])))
@@ -117,7 +108,7 @@ def test_is_one_forward_of_the_module_that_changes_nothing(model_type):
 
 
 @pytest.mark.parametrize("model_type", TYPES)
-def test_figures_under_autocast_are_near_those_without(model_type):
+def test_figures_under_autocast_are_near_those_without(make_teacher, model_type):
     teacher, images, targets = make_teacher(model_type), random_images(), random_targets()
     expected = teacher_figures(teacher, images, targets)
     with torch.autocast("cpu", torch.bfloat16):
@@ -126,7 +117,7 @@ def test_figures_under_autocast_are_near_those_without(model_type):
         assert figures.get(name) == pytest.approx(expected.get(name), abs=tolerance), name
 
 
-def test_a_network_of_one_register_has_no_cosine_between_registers():
+def test_a_network_of_one_register_has_no_cosine_between_registers(make_teacher):
     teacher = make_teacher("rats", num_registers=1, num_attention_heads=1)
     figures = teacher_figures(teacher, random_images(), random_targets())
     assert figures["registers_used"] == figures["registers_per_image"] == 1
