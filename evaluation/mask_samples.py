@@ -1,14 +1,17 @@
 """Streams pairs of image and true mask from any `datasets` data set, on the Hub or in a local folder or file."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
 from itertools import islice
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import datasets
 import numpy as np
 from datasets import IterableDataset
 from PIL import Image
 
-from evaluation.data_sets import open_rows
+from evaluation.data_sets import decode_image, open_rows
 from evaluation.metrics.contingency import check_label_map
 
 DEFAULT_SPLIT = "validation"
@@ -25,6 +28,21 @@ class MaskSample(NamedTuple):
 
     image: Image.Image
     mask: np.ndarray
+
+
+@dataclass(frozen=True)
+class MaskRow:
+    """One image and its true mask, not decoded yet: what is dealt out to ranks.
+
+    Attributes:
+        index: Its place in the data set's order, from 0.
+        subject: How errors speak of it, such as "row 3" or a file name.
+        decode: Reads image and mask; raises ValueError, in words that name `subject`, if they cannot be used.
+    """
+
+    index: int
+    subject: str
+    decode: Callable[[], MaskSample]
 
 
 def open_mask_dataset(
@@ -61,6 +79,28 @@ def open_mask_dataset(
     return rows.select_columns([image_column, mask_column])
 
 
+def mask_rows(
+    rows: IterableDataset,
+    image_column: str = "image",
+    mask_column: str = "mask",
+    ignore_label: int | None = None,
+    limit: int | None = None,
+) -> Iterator[MaskRow]:
+    """The first `limit` rows of `open_mask_dataset` (all by default), in the data set's order.
+
+    Raises:
+        ValueError: if there are no rows.
+    """
+    if limit is not None and limit < 1:
+        raise ValueError(f"limit={limit} must be at least 1 image; leave it out to read all.")
+    index = -1
+    for index, row in enumerate(islice(_undecoded(rows), limit)):
+        subject = f"row {index}"
+        yield MaskRow(index, subject, partial(_decode, row[image_column], row[mask_column], subject, ignore_label))
+    if index < 0:
+        raise ValueError("The split holds no rows, so there is nothing to score; choose another split or data set.")
+
+
 def read_mask_samples(
     rows: IterableDataset,
     image_column: str = "image",
@@ -68,18 +108,12 @@ def read_mask_samples(
     ignore_label: int | None = None,
     limit: int | None = None,
 ) -> Iterator[MaskSample]:
-    """Decode the first `limit` rows one by one (all by default), in the data set's order.
+    """Decode the rows of `mask_rows` one by one.
 
     Raises:
         ValueError: at a row whose image or mask cannot be used, or if there are no rows.
     """
-    if limit is not None and limit < 1:
-        raise ValueError(f"limit={limit} must be at least 1 image; leave it out to read all.")
-    index = -1
-    for index, row in enumerate(islice(rows, limit)):
-        yield _read_sample(row[image_column], row[mask_column], f"row {index}", ignore_label)
-    if index < 0:
-        raise ValueError("The split holds no rows, so there is nothing to score; choose another split or data set.")
+    return (row.decode() for row in mask_rows(rows, image_column, mask_column, ignore_label, limit))
 
 
 def number_of_rows(rows: IterableDataset, limit: int | None = None) -> int | None:
@@ -89,14 +123,52 @@ def number_of_rows(rows: IterableDataset, limit: int | None = None) -> int | Non
     return min(known) if known else None
 
 
-def _read_sample(image, mask, subject: str, ignore_label: int | None) -> MaskSample:
-    """Bring one decoded row to RGB and an integer array, or say why it cannot be used."""
-    if not isinstance(image, Image.Image):
+def _undecoded(rows: IterableDataset) -> IterableDataset:
+    """The rows with the files of their images in place of the images, which costs little for rows of another rank."""
+    features = rows._resolve_features().features if rows.features is None else rows.features
+    for column, feature in features.items():
+        if isinstance(feature, datasets.Image):
+            rows = rows.cast_column(column, datasets.Image(decode=False))
+    return rows
+
+
+def _decode(image: Any, mask: Any, subject: str, ignore_label: int | None) -> MaskSample:
+    """Image and mask of one row, or why they cannot be used."""
+    if not _is_file(image):
         raise ValueError(
-            f"The image of {subject} is a {type(image).__name__}; the column must decode to PIL images. Cast it with "
+            f"The image of {subject} is a {type(image).__name__}; the column must hold images. Cast it with "
             "dataset.cast_column(name, datasets.Image()) and save the data set again, or choose another column."
         )
-    mask = np.asarray(mask)
+    try:
+        return check_sample(
+            decode_image(image),
+            np.asarray(datasets.Image().decode_example(mask) if _is_file(mask) else mask),
+            subject,
+            ignore_label,
+        )
+    except OSError as error:
+        raise ValueError(
+            f"The image or mask of {subject} cannot be decoded ({error}); all images that are scored must be readable. Mend "
+            "the data set or leave the row out."
+        ) from error
+
+
+def _is_file(value: Any) -> bool:
+    return isinstance(value, dict) and set(value) == {"bytes", "path"}
+
+
+def check_sample(image: Image.Image, mask: np.ndarray, subject: str, ignore_label: int | None = None) -> MaskSample:
+    """An RGB image with its mask.
+
+    Args:
+        image: RGB.
+        mask: (height, width) integers.
+        subject: How errors speak of the pair.
+        ignore_label: The one label that may be negative.
+
+    Raises:
+        ValueError: If the mask is no label map, or does not show the image's frame.
+    """
     check_label_map(mask, f"mask of {subject}", ignore_label)
     height, width = mask.shape
     # A mask stored at another scale is fine up to rounding to whole pixels; another shape is another picture.
@@ -106,4 +178,4 @@ def _read_sample(image, mask, subject: str, ignore_label: int | None) -> MaskSam
             "height); they must show the same frame, so have the same aspect ratio. Check that the two columns belong "
             "together, and that no rotation (EXIF) was applied to one of them only."
         )
-    return MaskSample(image.convert("RGB"), mask)
+    return MaskSample(image, mask)

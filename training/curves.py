@@ -8,7 +8,7 @@ from typing import NamedTuple
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from training.json_log import read_log
+from evaluation.records import read_json_lines
 
 COLUMNS = 4
 PANEL_INCHES = (4.0, 3.0)
@@ -63,7 +63,7 @@ def draw_curves(log: Path, picture: Path) -> None:
         log: The `log.jsonl` of a run.
         picture: The PNG file; it is replaced as a whole.
     """
-    entries, measured = read_log(log), read_log(log.with_name("evaluation.jsonl"))
+    entries, measured = read_json_lines(log), read_json_lines(log.with_name("evaluation.jsonl"))
     panels = [(panel, entries) for panel in OF_LOG if _has(panel, entries)]
     panels += [(panel, measured) for panel in OF_EVALUATION if _has(panel, measured)]
     columns = min(max(len(panels), 1), COLUMNS)

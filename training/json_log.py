@@ -4,6 +4,8 @@ import json
 import os
 from pathlib import Path
 
+from evaluation.records import read_json_lines
+
 
 class JsonLog:
     """One JSON object a line, appended and flushed at once.
@@ -14,7 +16,7 @@ class JsonLog:
     """
 
     def __init__(self, path: Path, first_step: int = 0):
-        kept = [line for line in read_log(path) if line["step"] < first_step]
+        kept = [line for line in read_json_lines(path) if line["step"] < first_step]
         temporary = path.with_suffix(".tmp")
         temporary.write_text("".join(json.dumps(line) + "\n" for line in kept))
         os.replace(temporary, path)
@@ -22,16 +24,3 @@ class JsonLog:
 
     def write(self, entry: dict) -> None:
         self._file.write(json.dumps(entry) + "\n")
-
-
-def read_log(path: Path) -> list[dict]:
-    """The entries of a log; a last line that was cut off while it was written is left out."""
-    if not path.is_file():
-        return []
-    entries = []
-    for line in path.read_text().splitlines():
-        try:
-            entries.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
-    return entries

@@ -18,7 +18,8 @@ from tqdm import tqdm
 from transformers import PreTrainedModel
 
 from evaluation.mask_samples import MaskSample, open_mask_dataset, read_mask_samples
-from evaluation.part_segmentation import Scores, evaluate_parts
+from evaluation.part_scoring import evaluate_parts
+from evaluation.records import read_json_lines
 from evaluation.representation import (
     LabelledImage,
     check_neighbors,
@@ -28,9 +29,10 @@ from evaluation.representation import (
     pooled_features,
     read_labelled_images,
 )
+from evaluation.scores import Scores
 from evaluation.segmenters import ImageBatch, Segmenter, rats_segmenter
 from modeling_rats.visualization import draw_part_map, grid, side_by_side
-from training.json_log import JsonLog, read_log
+from training.json_log import JsonLog
 from training.networks import extract
 from training.ranks import on_all_ranks
 from training.settings import Settings
@@ -87,7 +89,7 @@ class PeriodicEvaluation:
         if self.settings.eval_steps:
             on_all_ranks(self._read)
         log = output / "evaluation.jsonl"
-        measured = [line["step"] for line in read_log(log) if line["step"] <= start_step] if self.settings.eval_steps else []
+        measured = {line["step"] for line in read_json_lines(log)}
         self.owed = bool(broadcast_object_list([start_step not in measured])[0])
         if accelerator.is_main_process and (self.settings.eval_steps or log.exists()):
             self.log = JsonLog(log, first_step=start_step + 1)

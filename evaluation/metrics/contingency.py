@@ -7,6 +7,7 @@ Definitions follow the evaluation of the RATS paper (arXiv 2606.14701); what it 
 Legend: P predicted segments  T true regions
 """
 
+import math
 from collections.abc import Iterable
 from typing import NamedTuple
 
@@ -203,8 +204,9 @@ def mean_over_images(scores: Iterable[float]) -> tuple[float, int]:
     Returns:
         The mean (nan if no image has the score) and the number of images that have it.
     """
-    defined = np.array([score for score in scores if not np.isnan(score)], dtype=np.float64)
-    return (float(defined.mean()) if defined.size else float("nan")), int(defined.size)
+    defined = [score for score in scores if not math.isnan(score)]
+    # The exact sum, so that the order of the images does not matter.
+    return (math.fsum(defined) / len(defined) if defined else math.nan), len(defined)
 
 
 def _percent_mean(region_scores: np.ndarray, labels: np.ndarray, foreground: bool) -> float:

@@ -3,6 +3,8 @@
 import json
 import math
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import datasets
@@ -12,12 +14,16 @@ import torch
 from PIL import Image
 
 from evaluation import part_segmentation
+from evaluation.journal import Journal
 from evaluation.mask_samples import MaskSample, open_mask_dataset, read_mask_samples
-from evaluation.part_segmentation import evaluate_parts, format_table, write_json
+from evaluation.part_scoring import evaluate_parts
+from evaluation.records import write_json
+from evaluation.scores import format_table
 from evaluation.segmenters import competitors, load_rats, untrained_like
 from modeling_rats import RatsConfig, RatsForPartSegmentation, RatsForPreTraining, RatsImageProcessor, RatsModel
 
-SHARED_DATA = Path(os.environ.get("RATS_SHARED_DATA", Path(__file__).resolve().parents[2].parent / "shared" / "data"))
+ROOT = Path(__file__).resolve().parents[2]
+SHARED_DATA = Path(os.environ.get("RATS_SHARED_DATA", ROOT.parent / "shared" / "data"))
 NUM_REGISTERS = 8
 
 
@@ -283,12 +289,90 @@ def test_weights_that_do_not_fill_the_backbone_are_refused(model_folder, tmp_pat
         load_rats(str(tmp_path))
 
 
-def test_write_json_leaves_the_old_file_when_the_new_one_fails(tmp_path):
-    path = tmp_path / "scores.json"
-    write_json(path, {"scores": 1})
-    with pytest.raises(TypeError):
-        write_json(path, {"scores": object()})
-    assert json.loads(path.read_text()) == {"scores": 1} and list(tmp_path.iterdir()) == [path]
+def what_was_measured(path):
+    """A record without what differs from run to run."""
+    record = json.loads(Path(path).read_text())
+    for name in ("time", "date", "command"):
+        del record[name]
+    for name in ("output", "quiet"):
+        del record["settings"][name]
+    return record
+
+
+@pytest.mark.parametrize("lost", [0, 1, 2])
+def test_an_interrupted_run_goes_on_and_ends_as_one_that_was_not(model_folder, data_folder, tmp_path, monkeypatch, lost):
+    """With 3 batches, of which `lost` is the first that is not finished."""
+    options = ("--untrained", "--batch_size", "2")
+    run(model_folder, data_folder, *options, "--output", str(tmp_path / "whole.json"), "--pictures", str(tmp_path / "whole"))
+    again = (*options, "--output", str(tmp_path / "rest.json"), "--pictures", str(tmp_path / "rest"))
+    scored = []
+    write = Journal.write
+
+    def interrupted_write(self, batch, entry):
+        if batch == lost:
+            raise KeyboardInterrupt
+        write(self, batch, entry)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Journal, "write", interrupted_write)
+        run(model_folder, data_folder, *again)
+    assert not (tmp_path / "rest.json").exists()
+    with pytest.raises(SystemExit, match="seed was 0 and is now 1"):
+        run(model_folder, data_folder, *again, "--seed", "1")
+    monkeypatch.setattr(Journal, "write", lambda self, batch, entry: (scored.append(batch), write(self, batch, entry)))
+    run(model_folder, data_folder, *again)
+    assert scored == list(range(lost, 3))
+    assert what_was_measured(tmp_path / "rest.json") | {"settings": 0} == what_was_measured(tmp_path / "whole.json") | {
+        "settings": 0
+    }
+    for picture in (tmp_path / "whole").iterdir():
+        assert (tmp_path / "rest" / picture.name).read_bytes() == picture.read_bytes()
+
+
+def test_two_ranks_give_the_record_of_one(model_folder, data_folder, tmp_path):
+    arguments = ["--model", model_folder, "--dataset", data_folder, "--batch_size", "2", "--untrained"]
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m"]
+    command = [sys.executable, *launcher, "evaluation.part_segmentation", *arguments, "--output", str(tmp_path / "two.json")]
+    environment = os.environ | {"CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    ended = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stdout.count("Written to") == 1
+    record = part_segmentation.main([*arguments, "--output", str(tmp_path / "one.json")])
+    assert json.loads((tmp_path / "two.json").read_text())["time"]["processes"] == 2 and record["time"]["processes"] == 1
+    assert what_was_measured(tmp_path / "two.json") == what_was_measured(tmp_path / "one.json")
+
+
+def test_the_order_of_the_images_does_not_matter(model_folder, tmp_path):
+    rows = make_rows()
+    turned = {name: values[::-1] for name, values in rows.items()}
+    one, other = (
+        run(model_folder, save_rows(tmp_path / str(place), some), "--batch_size", "1")
+        for place, some in enumerate((rows, turned))
+    )
+    assert other["scores"] == one["scores"] and other["fingerprints"] == one["fingerprints"]
+
+
+def test_a_record_tells_weights_data_and_time(model_folder, data_folder, tmp_path):
+    record = run(model_folder, data_folder)
+    fewer = run(model_folder, data_folder, "--limit", "4")
+    assert fewer["fingerprints"]["weights"] == record["fingerprints"]["weights"]
+    assert fewer["fingerprints"]["data"] != record["fingerprints"]["data"]
+    assert 0 < record["time"]["share_outside_model"] < 1 and record["time"]["seconds"] > 0
+    model, processor = load_rats(model_folder)
+    with torch.no_grad():
+        model.rats.embeddings.register_tokens += 1
+    model.save_pretrained(tmp_path / "other")
+    processor.save_pretrained(tmp_path / "other")
+    assert run(str(tmp_path / "other"), data_folder)["fingerprints"]["weights"] != record["fingerprints"]["weights"]
+
+
+def test_an_unreadable_image_is_named(model_folder, tmp_path):
+    rows = make_rows(3)
+    rows["image"][1] = {"bytes": b"no image", "path": None}
+    features = datasets.Features({"image": datasets.Image(), "mask": datasets.Image(), "caption": datasets.Value("string")})
+    datasets.Dataset.from_dict(rows, features=features).to_parquet(tmp_path / "validation.parquet")
+    with pytest.raises(SystemExit, match=r"image or mask of row 1 cannot be decoded.*all images that are scored"):
+        run(model_folder, str(tmp_path / "validation.parquet"))
 
 
 @pytest.mark.parametrize("name, ignore", [("car_parts", ()), ("coco_panoptic_200", ("--ignore_label", "0"))])

@@ -22,14 +22,14 @@ from transformers import ViTImageProcessor
 
 from evaluation.data_sets import open_rows
 from evaluation.mask_samples import open_mask_dataset, read_mask_samples
-from evaluation.part_segmentation import evaluate_parts
+from evaluation.part_scoring import evaluate_parts
+from evaluation.records import read_json_lines
 from evaluation.representation import knn_accuracy
 from evaluation.segmenters import rats_segmenter
 from modeling_rats import RatsConfig, RatsForPartSegmentation, RatsImageProcessor
 from modeling_rats.visualization import register_colors
 from training import checkpoint, pretrain
 from training.arguments import QUICKSTART
-from training.json_log import read_log
 from training.networks import build_backbone_and_head
 from training.periodic_evaluation import PANEL_PX, PeriodicEvaluation, draw_parts
 from training.settings import DataSettings, EvaluationSettings, ModelSettings, Settings, TrainingSettings
@@ -156,7 +156,7 @@ def test_each_measurement_is_a_line_and_a_picture(tmp_path, data):
     evaluation = PeriodicEvaluation(Accelerator(cpu=True), settings_of(eval_dataset=data), tmp_path)
     scores = [evaluation.measure(step, model, processor, some_views()) for step in (2, 400)]
     assert scores[0] == scores[1]
-    lines = read_log(tmp_path / "evaluation.jsonl")
+    lines = read_json_lines(tmp_path / "evaluation.jsonl")
     assert [line.pop("step") for line in lines] == [2, 400] and all(line.pop("seconds") > 0 for line in lines)
     assert lines == scores
     assert sorted(path.name for path in (tmp_path / "parts").iterdir()) == ["step_00000002.png", "step_00000400.png"]
@@ -179,7 +179,7 @@ def test_without_masks_the_views_are_drawn(tmp_path):
     views = [Image.fromarray(view) for view in some_views().numpy()[:3]]
     expected = draw_parts(views, rats_segmenter(model, processor))
     assert np.array_equal(np.asarray(Image.open(tmp_path / "parts" / "step_00000002.png")), np.asarray(expected))
-    assert [set(line) for line in read_log(tmp_path / "evaluation.jsonl")] == [{"step", "seconds"}]
+    assert [set(line) for line in read_json_lines(tmp_path / "evaluation.jsonl")] == [{"step", "seconds"}]
 
 
 def test_no_pictures_may_be_wanted(tmp_path, data):
@@ -249,7 +249,7 @@ def test_a_run_ends_with_the_same_weights_whether_it_is_measured_or_not(tmp_path
     for network in ("student", "teacher"):
         assert state[network].keys() == expected[network].keys()
         assert all(torch.equal(tensor, expected[network][name]) for name, tensor in state[network].items())
-    lines = read_log(tmp_path / "with" / "evaluation.jsonl")
+    lines = read_json_lines(tmp_path / "with" / "evaluation.jsonl")
     assert [line["step"] for line in lines] == [1, 2, 3, 4] and all(set(line) >= {*SCORES, "knn_accuracy"} for line in lines)
     assert lines[0]["m2o_miou"] != lines[-1]["m2o_miou"]
     assert len(list((tmp_path / "with" / "parts").iterdir())) == 4 and not (tmp_path / "without" / "parts").exists()
@@ -276,10 +276,10 @@ def test_a_resumed_run_measures_again_what_came_later(tmp_path):
     for step in (2, 4, 6):
         first.measure(step, model, processor, some_views())
     PeriodicEvaluation(accelerator, settings, tmp_path, start_step=4)
-    assert [line["step"] for line in read_log(tmp_path / "evaluation.jsonl")] == [2, 4]
+    assert [line["step"] for line in read_json_lines(tmp_path / "evaluation.jsonl")] == [2, 4]
     assert sorted(path.name for path in (tmp_path / "parts").iterdir()) == ["step_00000002.png", "step_00000004.png"]
     PeriodicEvaluation(accelerator, settings_of(eval_steps=0), tmp_path)  # a new run in the same folder
-    assert read_log(tmp_path / "evaluation.jsonl") == [] and not list((tmp_path / "parts").iterdir())
+    assert read_json_lines(tmp_path / "evaluation.jsonl") == [] and not list((tmp_path / "parts").iterdir())
 
 
 def test_a_run_that_is_not_measured_leaves_no_file(tmp_path):
@@ -383,7 +383,7 @@ def test_two_ranks_share_the_images_and_agree_with_one(tmp_path, data):
     expected = measure(settings, alone, model, processor)
     assert results[0]["scores"] == results[1]["scores"] == pytest.approx(expected)
     assert all("image of row 3 of split train cannot be decoded" in result["error"] for result in results)
-    (line,) = read_log(output / "evaluation.jsonl")
+    (line,) = read_json_lines(output / "evaluation.jsonl")
     assert line == {"step": 2, "seconds": line["seconds"], **results[0]["scores"]}
     picture, picture_alone = ((folder / "parts" / "step_00000002.png").read_bytes() for folder in (output, alone))
     assert picture == picture_alone  # of the first images, not of the main process' share

@@ -32,10 +32,10 @@ from transformers import (
 )
 
 from evaluation import part_segmentation
+from evaluation.records import read_json_lines
 from evaluation.synthetic_parts import write_dataset
 from modeling_rats import RatsForPartSegmentation, RatsImageProcessor, RatsModel
 from training import checkpoint, pretrain, run_state, sources
-from training.json_log import read_log
 from training.preemption import EXIT_CODE, SIGNALS
 from training.settings import DataSettings, TrainingSettings
 
@@ -135,14 +135,14 @@ def assert_same_end(output, finished, steps=STEPS):
     for network in ("teacher", "student"):
         for name, tensor in expected[network].items():
             assert torch.equal(state[network][name], tensor), f"{network} {name}"
-    last, expected_last = (read_log(folder / "log.jsonl")[-1] for folder in (output, finished))
+    last, expected_last = (read_json_lines(folder / "log.jsonl")[-1] for folder in (output, finished))
     untimed = {"images_per_s": 0, "data_wait_share": 0}
     assert last | untimed == expected_last | untimed
 
 
 def test_the_original_augmentation_may_be_asked_for(make_arguments, tmp_path, finished):
     pretrain.main(make_arguments(tmp_path, augmentation="original", steps=2))
-    loss, fast = (read_log(folder / "log.jsonl")[0]["loss"] for folder in (tmp_path, finished))
+    loss, fast = (read_json_lines(folder / "log.jsonl")[0]["loss"] for folder in (tmp_path, finished))
     assert math.isfinite(loss) and loss != fast
 
 
@@ -213,7 +213,7 @@ def test_a_collapsed_run_stops_and_names_its_checkpoint(make_arguments, tmp_path
     with pytest.raises(SystemExit, match=r"^step 3: .*collapsed.*since step 1\..*earlier step in .*checkpoints"):
         pretrain.main(make_arguments(tmp_path, collapse_patience=3, **hot))
     assert "the teacher has collapsed, its targets are uniform" in capsys.readouterr().err
-    assert len(read_log(tmp_path / "log.jsonl")) == 3
+    assert len(read_json_lines(tmp_path / "log.jsonl")) == 3
 
 
 def test_a_dry_run_describes_and_trains_nothing(make_arguments, tmp_path, capsys):
@@ -233,7 +233,7 @@ def test_a_job_log_gets_lines_and_a_quiet_one_none(make_arguments, tmp_path, cap
 
 
 def test_the_log_has_a_line_for_every_few_steps(finished):
-    entries = read_log(finished / "log.jsonl")
+    entries = read_json_lines(finished / "log.jsonl")
     assert [entry["step"] for entry in entries] == [2, 4, 6]
     assert [entry["images_seen"] for entry in entries] == [8, 16, 24]
     for entry in entries:
@@ -269,7 +269,7 @@ def test_an_interrupted_run_ends_as_an_uninterrupted_one(make_arguments, finishe
         pretrain.main(make_arguments(tmp_path))
     assert not (tmp_path / "model").exists()
     pretrain.main(make_arguments(tmp_path))
-    assert [entry["step"] for entry in read_log(tmp_path / "log.jsonl")] == [2, 4, 6]
+    assert [entry["step"] for entry in read_json_lines(tmp_path / "log.jsonl")] == [2, 4, 6]
     assert_same_end(tmp_path, finished)
 
 
@@ -277,7 +277,7 @@ def test_a_run_with_loader_workers_can_be_resumed_when_it_is_the_turn_of_any_of_
     whole, rest = tmp_path / "whole", tmp_path / "rest"
     pretrain.main(make_arguments(whole, num_workers=2))
     pretrain.main(make_arguments(rest, num_workers=2, resume=whole / "checkpoints" / "step_00000003.pt"))
-    assert [entry["step"] for entry in read_log(rest / "log.jsonl")] == [4, 6]
+    assert [entry["step"] for entry in read_json_lines(rest / "log.jsonl")] == [4, 6]
     assert_same_end(rest, whole)
 
 
@@ -317,7 +317,7 @@ def test_the_newest_and_the_first_after_every_multiple_stay(make_arguments, tmp_
 
 def test_another_seed_is_another_run(make_arguments, finished, tmp_path):
     pretrain.main(make_arguments(tmp_path, seed=1, steps=2))
-    assert read_log(tmp_path / "log.jsonl")[0]["loss"] != read_log(finished / "log.jsonl")[0]["loss"]
+    assert read_json_lines(tmp_path / "log.jsonl")[0]["loss"] != read_json_lines(finished / "log.jsonl")[0]["loss"]
 
 
 @pytest.mark.parametrize(
@@ -366,7 +366,7 @@ def test_a_run_killed_ten_times_ends_as_one_that_was_not(make_arguments, tmp_pat
     pretrain.main(arguments)
     pretrain.main(make_arguments(tmp_path / "whole", **settings))
     assert_same_end(tmp_path / "killed", tmp_path / "whole", steps=400)
-    assert [entry["step"] for entry in read_log(tmp_path / "killed" / "log.jsonl")] == list(range(5, 401, 5))
+    assert [entry["step"] for entry in read_json_lines(tmp_path / "killed" / "log.jsonl")] == list(range(5, 401, 5))
     assert not list(checkpoints.glob("*.tmp"))
 
 
@@ -477,7 +477,7 @@ def test_a_signal_to_one_of_two_processes_and_its_worker_stops_both_after_the_sa
         port = free.getsockname()[1]
     ranks = [start_rank(rank, port, make_arguments(tmp_path, **settings)) for rank in range(2)]
     try:
-        wait_until(lambda: read_log(tmp_path / "log.jsonl"), *ranks)
+        wait_until(lambda: read_json_lines(tmp_path / "log.jsonl"), *ranks)
         os.killpg(ranks[1].pid, signal.SIGTERM)
         assert [rank.wait(timeout=60) for rank in ranks] == [EXIT_CODE] * 2
     finally:
@@ -502,7 +502,7 @@ def test_two_processes_share_the_work(make_arguments, tmp_path):
             os.killpg(launcher.pid, signal.SIGKILL)
     assert json.loads((tmp_path / "model" / "training.json").read_text())["processes"] == 2
     assert type(AutoModel.from_pretrained(tmp_path / "model")) is RatsModel
-    assert [entry["images_seen"] for entry in read_log(tmp_path / "log.jsonl")] == [4, 8]
+    assert [entry["images_seen"] for entry in read_json_lines(tmp_path / "log.jsonl")] == [4, 8]
     ranks = last_state(tmp_path)["ranks"]
     assert [rank["positions"] for rank in ranks] == [{0: (0, 4)}] * 2  # two steps of two images each
     with pytest.raises(SystemExit, match=r"processes=2.* processes=1"):
@@ -525,7 +525,7 @@ def test_broken_images_are_counted_and_the_run_finishes(make_arguments, tmp_path
     folder = tmp_path / "images"
     folder.mkdir()
     pretrain.main(make_arguments(tmp_path / "run", dataset=write_images(folder, broken={3, 8}), steps=6))
-    entries = read_log(tmp_path / "run" / "log.jsonl")
+    entries = read_json_lines(tmp_path / "run" / "log.jsonl")
     assert entries[-1]["step"] == 6 and entries[-1]["broken_images"] in (2, 3, 4)  # 24 images: an epoch of 20, and four
     assert capsys.readouterr().err.count("skipped broken image") == entries[-1]["broken_images"]
 
@@ -612,7 +612,7 @@ def test_a_step_without_a_finite_gradient_changes_nothing(make_arguments, tmp_pa
         ]
         assert moved == [True, False, True, True], part
     assert states[-1]["loss"]["center"].isfinite().all()
-    assert [entry["skipped_steps"] for entry in read_log(tmp_path / "log.jsonl")] == [0, 0, 1, 1, 1]
+    assert [entry["skipped_steps"] for entry in read_json_lines(tmp_path / "log.jsonl")] == [0, 0, 1, 1, 1]
 
 
 def test_no_checkpoint_is_written_while_steps_are_skipped(make_arguments, tmp_path):
@@ -645,12 +645,12 @@ def test_a_twin_becomes_a_folder_of_its_own_class(make_arguments, tmp_path, mode
     assert torch.allclose(
         pixel_values, RatsImageProcessor(size={"height": 32, "width": 32})(images, return_tensors="pt").pixel_values
     )
-    assert "rankme" in read_log(tmp_path / "log.jsonl")[-1]
+    assert "rankme" in read_json_lines(tmp_path / "log.jsonl")[-1]
 
 
 def test_koleo_is_logged_and_changes_the_training(make_arguments, tmp_path, finished):
     pretrain.main(make_arguments(tmp_path, koleo_weight=0.1))
-    assert math.isfinite(read_log(tmp_path / "log.jsonl")[-1]["koleo"])
+    assert math.isfinite(read_json_lines(tmp_path / "log.jsonl")[-1]["koleo"])
     weights, others = last_state(tmp_path)["student"], last_state(finished)["student"]
     assert any(not torch.equal(tensor, others[name]) for name, tensor in weights.items())
 
@@ -659,7 +659,7 @@ def test_measuring_the_teacher_leaves_the_run_as_it_is(make_arguments, tmp_path,
     pretrain.main(make_arguments(tmp_path, eval_steps=2, eval_pictures=2))
     assert_same_end(tmp_path, finished)
     assert [path.name for path in sorted((tmp_path / "parts").iterdir())] == [f"step_0000000{step}.png" for step in (2, 4, 6)]
-    assert [line["step"] for line in read_log(tmp_path / "evaluation.jsonl")] == [2, 4, 6]
+    assert [line["step"] for line in read_json_lines(tmp_path / "evaluation.jsonl")] == [2, 4, 6]
 
 
 def test_an_interrupted_measurement_is_made_up_for(make_arguments, tmp_path, monkeypatch):
@@ -672,9 +672,9 @@ def test_an_interrupted_measurement_is_made_up_for(make_arguments, tmp_path, mon
         with monkeypatch.context() as interrupted, pytest.raises(Interruption):
             interrupted.setattr(pretrain.PeriodicEvaluation, "measure", killed)
             pretrain.main(arguments)
-        assert read_log(tmp_path / "evaluation.jsonl") == []
+        assert read_json_lines(tmp_path / "evaluation.jsonl") == []
     pretrain.main(arguments)
-    assert [line["step"] for line in read_log(tmp_path / "evaluation.jsonl")] == [3, 6]
+    assert [line["step"] for line in read_json_lines(tmp_path / "evaluation.jsonl")] == [3, 6]
 
 
 def test_fewer_steps_than_were_made_are_refused(make_arguments, tmp_path, finished):
@@ -698,7 +698,7 @@ def test_a_tracker_gets_the_log(make_arguments, tmp_path):
     accumulator = event_accumulator.EventAccumulator(str(tmp_path / "tensorboard" / "rats"))
     accumulator.Reload()
     logged = {event.step: event.value for event in accumulator.Scalars("loss")}
-    assert logged == {entry["step"]: pytest.approx(entry["loss"]) for entry in read_log(tmp_path / "log.jsonl")}
+    assert logged == {entry["step"]: pytest.approx(entry["loss"]) for entry in read_json_lines(tmp_path / "log.jsonl")}
 
 
 @pytest.mark.slow
@@ -706,7 +706,7 @@ def test_a_compiled_run_learns_the_same(make_arguments, tmp_path):
     same = {"drop_path_rate": 0, "learning_rate": 0.01}
     pretrain.main(make_arguments(tmp_path / "plain", **same))
     pretrain.main(make_arguments(tmp_path / "compiled", **same, torch_compile=True))
-    losses = [[entry["loss"] for entry in read_log(tmp_path / name / "log.jsonl")] for name in ("plain", "compiled")]
+    losses = [[entry["loss"] for entry in read_json_lines(tmp_path / name / "log.jsonl")] for name in ("plain", "compiled")]
     assert losses[1] == pytest.approx(losses[0], rel=1e-4)
     assert type(AutoModel.from_pretrained(tmp_path / "compiled" / "model")) is RatsModel
 
