@@ -1,6 +1,7 @@
 """Scores the part maps of a RATS model against true masks, beside what colour or an untrained model finds.
 
     python -m evaluation.part_segmentation --model FOLDER_OR_ID --dataset NAME_OR_PATH --untrained --output scores.json
+    python -m evaluation.part_segmentation --model FOLDER_OR_ID --benchmark partimagenet --root DIR --output scores.json
 
 or `accelerate launch --module evaluation.part_segmentation ...` on several GPUs, with the same result. One pass over the
 images, of which a rank holds two batches at a time; an interrupted run goes on when the same command is started again.
@@ -8,9 +9,9 @@ images, of which a rank holds two batches at a time; an interrupted run goes on 
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence, Sized
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -20,8 +21,9 @@ from tqdm.auto import tqdm
 from transformers.utils.logging import disable_progress_bar
 
 from evaluation.baselines import BASELINES
+from evaluation.benchmarks import BENCHMARKS, find_benchmark, open_benchmark
 from evaluation.journal import Journal
-from evaluation.mask_samples import MaskSample, mask_rows, number_of_rows, open_mask_dataset
+from evaluation.mask_samples import MaskRow, MaskSample, mask_rows, number_of_rows, open_mask_dataset
 from evaluation.part_scoring import Stopwatch, collect, score_rows
 from evaluation.records import describe_run, fingerprint_of_weights, write_json
 from evaluation.scores import format_table
@@ -64,7 +66,7 @@ def run(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     options = _parser().parse_args(arguments)
     state = PartialState(cpu=not torch.accelerator.is_available())
-    rows = open_mask_dataset(options.dataset, options.config, options.split, options.image_column, options.mask_column)
+    data = open_data(options)
     is_quiet = options.quiet or not state.is_main_process or not sys.stderr.isatty()
     if is_quiet:
         disable_progress_bar()  # of transformers, which shows one for loading weights anywhere
@@ -72,16 +74,17 @@ def run(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     segmenters = competitors(model, processor, options.untrained, options.baselines, options.seed, options.image_size)
     settings = {
         **vars(options),
-        "split": str(rows.split),
+        "dataset": data.name,
+        "split": data.split,
+        "ignore_label": data.ignore_label,
         "image_size": options.image_size or dict(processor.size),
         "revision": getattr(model.config, "_commit_hash", None),  # null for a local folder
     }
     weights = fingerprint_of_weights(model)
     decisive = {name: value for name, value in settings.items() if name not in NOT_OF_THE_SCORES}
     journal = Journal(options.output, {**decisive, "weights": weights, "protocol": PROTOCOL}, state.process_index)
-    columns = (options.image_column, options.mask_column)
-    drawn = Pictures(options.pictures, options.num_pictures, options.ignore_label) if options.pictures else None
-    with tqdm(total=number_of_rows(rows, options.limit), unit="image", disable=is_quiet) as progress:
+    drawn = Pictures(options.pictures, options.num_pictures, data.ignore_label) if options.pictures else None
+    with tqdm(total=data.num_images, unit="image", disable=is_quiet) as progress:
 
         def watch(index: int, sample: MaskSample, label_maps: dict[str, np.ndarray]) -> None:
             progress.update(state.num_processes)  # the others are about as far
@@ -90,11 +93,11 @@ def run(arguments: Sequence[str] | None = None) -> dict[str, Any]:
 
         num_batches = score_rows(
             segmenters,
-            mask_rows(rows, *columns, options.ignore_label, options.limit),
+            iter(data.rows),
             journal,
             Stopwatch(model),
             options.batch_size,
-            options.ignore_label,
+            data.ignore_label,
             watch,
             state.process_index,
             state.num_processes,
@@ -127,6 +130,55 @@ def run(arguments: Sequence[str] | None = None) -> dict[str, Any]:
         print(f"{images / seconds:.1f} images/s; {outside:.0f} % of the time outside the model's forward passes")
         print(f"Written to {options.output}")
     return record
+
+
+class Data(NamedTuple):
+    """The images that the options name.
+
+    Attributes:
+        name: Of the data set, or its folder.
+        split: Of the data set.
+        rows: Undecoded.
+        ignore_label: True label whose pixels do not count.
+        num_images: Where it is known.
+    """
+
+    name: str
+    split: str
+    rows: Iterable[MaskRow]
+    ignore_label: int | None
+    num_images: int | None
+
+
+def open_data(options: argparse.Namespace) -> Data:
+    """Open the benchmark, or the data set with the columns and labels that the options tell.
+
+    Raises:
+        FileNotFoundError: If something is not there.
+        ValueError: If options do not fit together.
+    """
+    told = ("dataset", "config", "split", "ignore_label")
+    if options.benchmark:
+        given = [f"--{name}" for name in told if getattr(options, name) is not None]
+        if given:
+            raise ValueError(
+                f"--benchmark {options.benchmark} was given with {', '.join(given)}, which its record tells already; leave "
+                "them out, or name the data set without --benchmark."
+            )
+        record = find_benchmark(options.benchmark)
+        rows = open_benchmark(record, options.root, options.limit)
+        known = len(rows) if isinstance(rows, Sized) else record.num_images
+        num_images = min(filter(None, (known, options.limit)), default=None)
+        return Data(str(options.root or record.hub_id), record.split, rows, record.ignore_label, num_images)
+    if options.dataset is None or options.root is not None:
+        raise ValueError(
+            "the images are missing: give --dataset NAME_OR_PATH, or --benchmark NAME with --root DIR (`python -m "
+            "evaluation.benchmarks` lists the names)."
+        )
+    columns = (options.image_column, options.mask_column)
+    stream = open_mask_dataset(options.dataset, options.config, options.split, *columns)
+    rows = mask_rows(stream, *columns, options.ignore_label, options.limit)
+    return Data(options.dataset, str(stream.split), rows, options.ignore_label, number_of_rows(stream, options.limit))
 
 
 class Pictures:
@@ -171,7 +223,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--model", required=True, help="folder or Hub name of a RATS model")
     parser.add_argument("--revision", default="main", help="revision of the model on the Hub")
-    parser.add_argument("--dataset", required=True, help="Hub name, local folder or parquet file")
+    parser.add_argument("--benchmark", choices=list(BENCHMARKS), help="a data set known by `python -m evaluation.benchmarks`")
+    parser.add_argument("--root", metavar="DIR", help="folder of the benchmark's official files; default: the Hub")
+    parser.add_argument("--dataset", help="any other: Hub name, local folder or parquet file")
     parser.add_argument("--config", help="configuration of the data set")
     parser.add_argument("--split", help="default: validation; a single file has none")
     parser.add_argument("--image_column", default="image")

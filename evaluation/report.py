@@ -117,7 +117,7 @@ def merge(records: Sequence[Mapping[str, Any]]) -> list[DataSet]:
 
 def _title_of(record: Mapping[str, Any]) -> str:
     settings = record["settings"]
-    name = settings["dataset"]
+    name = settings.get("benchmark") or settings["dataset"]
     name = Path(name).resolve().name if os.path.exists(name) else name
     config = f" {settings['config']}" if settings.get("config") else ""
     return f"{name}{config}, {settings['split']}, {record['scores']['model']['images']} images"

@@ -17,18 +17,12 @@ from PIL import Image
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
+from evaluation.frozen_features import pooled_features
+from evaluation.labelled_images import LabelledImage, number_labels, open_labelled_images, read_labelled_images
 from evaluation.mask_samples import MaskSample, open_mask_dataset, read_mask_samples
 from evaluation.part_scoring import evaluate_parts
 from evaluation.records import read_json_lines
-from evaluation.representation import (
-    LabelledImage,
-    check_neighbors,
-    knn_accuracy,
-    number_labels,
-    open_labelled_images,
-    pooled_features,
-    read_labelled_images,
-)
+from evaluation.representation import check_neighbors, knn_accuracy
 from evaluation.scores import Scores
 from evaluation.segmenters import ImageBatch, Segmenter, rats_segmenter
 from modeling_rats.visualization import draw_part_map, grid, side_by_side

@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 
 from evaluation import part_segmentation
+from evaluation.benchmarks import BENCHMARKS, Benchmark
 from evaluation.journal import Journal
 from evaluation.mask_samples import MaskSample, open_mask_dataset, read_mask_samples
 from evaluation.part_scoring import evaluate_parts
@@ -364,6 +365,20 @@ def test_a_record_tells_weights_data_and_time(model_folder, data_folder, tmp_pat
     model.save_pretrained(tmp_path / "other")
     processor.save_pretrained(tmp_path / "other")
     assert run(str(tmp_path / "other"), data_folder)["fingerprints"]["weights"] != record["fingerprints"]["weights"]
+
+
+def test_a_benchmark_is_the_data_set_that_its_record_tells(model_folder, data_folder, monkeypatch):
+    of_record = Benchmark(name="things", title="Things", ignore_label=1, num_labels=3, background=True)
+    monkeypatch.setitem(BENCHMARKS, "things", of_record)
+    options = ["--model", model_folder, "--quiet", "--limit", "3"]
+    record = part_segmentation.main([*options, "--benchmark", "things", "--root", data_folder])
+    assert (record["settings"]["dataset"], record["settings"]["ignore_label"]) == (data_folder, 1)
+    assert record["scores"] == run(model_folder, data_folder, "--limit", "3", "--ignore_label", "1")["scores"]
+    assert record["scores"] != run(model_folder, data_folder, "--limit", "3")["scores"]
+    with pytest.raises(SystemExit, match=r"--benchmark things was given with --ignore_label"):
+        part_segmentation.main([*options, "--benchmark", "things", "--root", data_folder, "--ignore_label", "0"])
+    with pytest.raises(SystemExit, match=r"images are missing: give --dataset"):
+        part_segmentation.main([*options, "--root", data_folder])
 
 
 def test_an_unreadable_image_is_named(model_folder, tmp_path):
