@@ -61,7 +61,7 @@ def score_batch(
     scores = {row: Scores() for row in segmenters}
     reference_segments: list[int] = []
     for row, segmenter in segmenters.items():
-        label_maps[row] = segmenter(ImageBatch(images, target_sizes, reference_segments))
+        label_maps[row] = segmenter(ImageBatch(images, target_sizes, reference_segments, list(indices)))
         for label_map, sample in zip(label_maps[row], samples, strict=True):
             scores[row].add(label_map, sample.mask, ignore_label)
         reference_segments = reference_segments or scores[row].segments_used

@@ -1,4 +1,4 @@
-"""Scores the part maps of a RATS model against true masks, beside what colour or an untrained model finds.
+"""Scores the part maps of a RATS model against true masks, beside other models and what colour or no training finds.
 
     python -m evaluation.part_segmentation --model FOLDER_OR_ID --dataset NAME_OR_PATH --untrained --output scores.json
     python -m evaluation.part_segmentation --model FOLDER_OR_ID --benchmark partimagenet --root DIR --output scores.json
@@ -20,14 +20,14 @@ from PIL import Image
 from tqdm.auto import tqdm
 from transformers.utils.logging import disable_progress_bar
 
-from evaluation.baselines import BASELINES
 from evaluation.benchmarks import BENCHMARKS, find_benchmark, open_benchmark
+from evaluation.competitors import SAME, SPECIFICATIONS, competitors
 from evaluation.journal import Journal
 from evaluation.mask_samples import MaskRow, MaskSample, mask_rows, number_of_rows, open_mask_dataset
 from evaluation.part_scoring import Stopwatch, collect, score_rows
 from evaluation.records import describe_run, fingerprint_of_weights, write_json
 from evaluation.scores import format_table
-from evaluation.segmenters import competitors, load_rats
+from evaluation.segmenters import load_rats
 from modeling_rats.visualization import draw_part_map, grid, side_by_side
 
 PROTOCOL = (
@@ -71,7 +71,15 @@ def run(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     if is_quiet:
         disable_progress_bar()  # of transformers, which shows one for loading weights anywhere
     model, processor = load_rats(options.model, options.revision, options.part_layer)
-    segmenters = competitors(model, processor, options.untrained, options.baselines, options.seed, options.image_size)
+    rows = competitors(
+        model,
+        processor,
+        options.baselines,
+        options.num_segments,
+        options.seed,
+        options.image_size,
+        options.untrained,
+    )
     settings = {
         **vars(options),
         "dataset": data.name,
@@ -92,7 +100,7 @@ def run(arguments: Sequence[str] | None = None) -> dict[str, Any]:
                 drawn.draw(index, sample, label_maps)
 
         num_batches = score_rows(
-            segmenters,
+            {title: row.segment for title, row in rows.items()},
             iter(data.rows),
             journal,
             Stopwatch(model),
@@ -107,6 +115,9 @@ def run(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     summaries = {row: score.summary() for row, score in collected.scores.items()}
     record = {
         "scores": summaries,
+        "competitors": {
+            title: {name: value for name, value in row._asdict().items() if name != "segment"} for title, row in rows.items()
+        },
         "protocol": PROTOCOL,
         "settings": settings,
         "model_config": {name: getattr(model.config, name) for name in SUMMARY_OF_CONFIG},
@@ -217,6 +228,10 @@ def _positive(text: str) -> int:
     return int(text)
 
 
+def _number_of_segments(text: str) -> int | str:
+    return text if text == SAME else _positive(text)
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m evaluation.part_segmentation", description=__doc__.split("\n")[0], allow_abbrev=False
@@ -236,7 +251,20 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--batch_size", type=_positive, default=8)
     parser.add_argument("--limit", type=_positive, metavar="N", help="score the first N images only")
     parser.add_argument("--untrained", action="store_true", help="score the same model with fresh weights as well")
-    parser.add_argument("--baselines", nargs="*", choices=list(BASELINES), default=["color_kmeans"])
+    parser.add_argument(
+        "--baselines",
+        nargs="*",
+        metavar="COMPETITOR",
+        default=["color_kmeans"],
+        help=f"who else competes: {', '.join(SPECIFICATIONS)} (default: color_kmeans)",
+    )
+    parser.add_argument(
+        "--num_segments",
+        nargs="+",
+        type=_number_of_segments,
+        metavar="same|N",
+        help="of competitors that make a wanted number, a row each (default: same, and the number of registers)",
+    )
     parser.add_argument("--seed", type=int, default=0, help="of the untrained weights and of k-means")
     parser.add_argument("--output", metavar="JSON", default="scores.json", help="scores and exact settings (%(default)s)")
     parser.add_argument("--pictures", metavar="DIR", help="draw the first images as PNG here")

@@ -6,12 +6,11 @@ from typing import Any, NamedTuple, cast
 import numpy as np
 import torch
 from PIL import Image
-from transformers import AutoImageProcessor, PreTrainedConfig
+from transformers import AutoImageProcessor
 
-from evaluation.baselines import BASELINES
+from evaluation.backbones import read_model_type, refuse_missing_weights
+from evaluation.baselines import BASELINE_TITLES, BASELINES
 from modeling_rats import RatsForPartSegmentation
-
-BASELINE_TITLES = {"color_kmeans": "color k-means", "color_position_kmeans": "color + position k-means"}
 
 
 class ImageBatch(NamedTuple):
@@ -21,11 +20,13 @@ class ImageBatch(NamedTuple):
         images: RGB.
         target_sizes: (height, width) in pixels of the label map wanted for each image: its true mask's.
         reference_segments: per image, how many segments the first competitor used; empty for that one itself.
+        indices: the place of each image in the data set, from 0; only saved label maps are found by it.
     """
 
     images: list[Image.Image]
     target_sizes: list[tuple[int, int]]
     reference_segments: list[int]
+    indices: Sequence[int] = ()
 
 
 Segmenter = Callable[[ImageBatch], list[np.ndarray]]  # one (height, width) integer label map an image
@@ -41,17 +42,12 @@ def load_rats(model: str, revision: str = "main", part_layer: int | None = None)
         FileNotFoundError: if there is no such folder or repository.
         ValueError: if it is not a RATS model, or if its weights do not fill the backbone.
     """
-    try:
-        config, _ = PreTrainedConfig.get_config_dict(model, revision=revision)
-    except OSError as error:
-        raise FileNotFoundError(
-            f"Model {model!r} was not found ({error}). It must be a Hub name (owner/name) or a folder that "
-            "save_pretrained wrote, with config.json; check the spelling and the working folder."
-        ) from error
-    if config.get("model_type") != "rats":
+    model_type = read_model_type(model, revision)
+    if model_type != "rats":
         raise ValueError(
-            f"Model {model!r} has model_type {config.get('model_type')!r}; its parts cannot be read, because only "
-            "models of model_type 'rats' have registers. Choose a RATS checkpoint."
+            f"Model {model!r} has model_type {model_type!r}; the model whose register maps are scored must be of model_type "
+            "'rats'. Choose a RATS checkpoint, and let this one compete: as patch_kmeans:MODEL or attention_heads:MODEL, "
+            "or as registers:MODEL if it has registers."
         )
     loaded, info = cast(
         tuple[RatsForPartSegmentation, dict],
@@ -60,12 +56,7 @@ def load_rats(model: str, revision: str = "main", part_layer: int | None = None)
     if part_layer is not None:
         loaded.config.part_layer = part_layer
         loaded.config.validate_sizes()  # setting a field checks its type alone
-    missing = sorted(name for name in info["missing_keys"] if not name.startswith("classifier."))
-    if missing:
-        raise ValueError(
-            f"Model {model!r} lacks {len(missing)} weights of the backbone (first: {missing[0]}), which would be "
-            "random; scores need them all. Save it with save_pretrained of a RATS class."
-        )
+    refuse_missing_weights(model, {name for name in info["missing_keys"] if not name.startswith("classifier.")})
     device = "cuda" if torch.cuda.is_available() else "cpu"
     return loaded.eval().to(device), AutoImageProcessor.from_pretrained(model, revision=revision)
 
@@ -104,7 +95,7 @@ def rats_segmenter(model: RatsForPartSegmentation, processor: Any, image_size_px
     return segment
 
 
-def kmeans_segmenter(baseline: Callable[..., np.ndarray], seed: int, num_segments: int | None = None) -> Segmenter:
+def baseline_segmenter(baseline: Callable[..., np.ndarray], seed: int, num_segments: int | None = None) -> Segmenter:
     """Segment by a function of `baselines`, into `num_segments`, or as many as the first competitor used per image."""
 
     def segment(batch: ImageBatch) -> list[np.ndarray]:
@@ -134,6 +125,6 @@ def competitors(
         if name not in BASELINES:
             raise ValueError(f"Baseline {name!r} does not exist; choose from: {', '.join(BASELINES)}.")
         title = BASELINE_TITLES[name]
-        rows[f"{title}, same number of segments"] = kmeans_segmenter(BASELINES[name], seed)
-        rows[f"{title}, {num_registers} segments"] = kmeans_segmenter(BASELINES[name], seed, num_registers)
+        rows[f"{title}, same number of segments"] = baseline_segmenter(BASELINES[name], seed)
+        rows[f"{title}, {num_registers} segments"] = baseline_segmenter(BASELINES[name], seed, num_registers)
     return rows

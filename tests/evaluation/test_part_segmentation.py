@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from transformers import ViTConfig, ViTImageProcessor, ViTModel
 
 from evaluation import part_segmentation
 from evaluation.benchmarks import BENCHMARKS, Benchmark
@@ -20,7 +21,7 @@ from evaluation.mask_samples import MaskSample, open_mask_dataset, read_mask_sam
 from evaluation.part_scoring import evaluate_parts
 from evaluation.records import write_json
 from evaluation.scores import format_table
-from evaluation.segmenters import competitors, load_rats, untrained_like
+from evaluation.segmenters import load_rats, rats_segmenter, untrained_like
 from modeling_rats import RatsConfig, RatsForPartSegmentation, RatsForPreTraining, RatsImageProcessor, RatsModel
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -144,7 +145,7 @@ def test_scores_are_those_of_the_register_maps_at_the_size_of_the_mask(model_fol
     model, processor = load_rats(model_folder)
     seen = []
     samples = samples_of(data_folder)
-    rows = competitors(model, processor, baselines=())
+    rows = {"model": rats_segmenter(model, processor)}
     evaluate_parts(rows, samples, batch_size=3, watch=lambda index, sample, maps: seen.append((index, sample, maps)))
     assert [index for index, _, _ in seen] == [0, 1, 2, 3, 4]
     for _, sample, label_maps in seen:
@@ -214,7 +215,7 @@ def test_image_size_changes_the_grid(model_folder, data_folder):
 def test_processor_that_keeps_the_aspect_ratio(model_folder, data_folder):
     model, _ = load_rats(model_folder)
     processor = RatsImageProcessor(size={"height": 32, "width": 32}, ensure_multiple_of=8)
-    scores = evaluate_parts(competitors(model, processor, baselines=()), samples_of(data_folder))
+    scores = evaluate_parts({"model": rats_segmenter(model, processor)}, samples_of(data_folder))
     assert scores["model"].summary()["images"] == 5
 
 
@@ -365,6 +366,34 @@ def test_a_record_tells_weights_data_and_time(model_folder, data_folder, tmp_pat
     model.save_pretrained(tmp_path / "other")
     processor.save_pretrained(tmp_path / "other")
     assert run(str(tmp_path / "other"), data_folder)["fingerprints"]["weights"] != record["fingerprints"]["weights"]
+
+
+def test_competitors_of_every_kind_are_rows(model_folder, data_folder, tmp_path):
+    vit = ViTConfig(
+        hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64, image_size=32, patch_size=8
+    )
+    ViTModel(vit, add_pooling_layer=False).save_pretrained(tmp_path / "vit")
+    ViTImageProcessor(size={"height": 32, "width": 32}).save_pretrained(tmp_path / "vit")
+    kinds = ["grid", "slic", "random_registers", f"patch_kmeans:{tmp_path / 'vit'}", f"attention_heads:{tmp_path / 'vit'}"]
+    record = run(model_folder, data_folder, "--baselines", *kinds, "--num_segments", "same", "3")
+    rows = {title: (row["method"], row["num_segments"]) for title, row in record["competitors"].items()}
+    assert rows == {
+        "model": ("registers", None),
+        "uniform grid, same number of segments": ("grid", "same"),
+        "uniform grid, 3 segments": ("grid", 3),
+        "SLIC superpixels, same number of segments": ("slic", "same"),
+        "SLIC superpixels, 3 segments": ("slic", 3),
+        "8 random registers, patches of the model": ("random_registers", None),
+        "patch k-means of vit, same number of segments": ("patch_kmeans", "same"),
+        "patch k-means of vit, 3 segments": ("patch_kmeans", 3),
+        "attention heads of vit": ("attention_heads", None),
+    }
+    used = {title: scores["segments_used"] for title, scores in record["scores"].items()}
+    assert used["uniform grid, 3 segments"] == used["patch k-means of vit, 3 segments"] == 3
+    assert used["uniform grid, same number of segments"] == used["model"]
+    assert used["attention heads of vit"] <= 4
+    with pytest.raises(SystemExit, match="no registers"):
+        run(model_folder, data_folder, "--baselines", f"registers:{tmp_path / 'vit'}")
 
 
 def test_a_benchmark_is_the_data_set_that_its_record_tells(model_folder, data_folder, monkeypatch):

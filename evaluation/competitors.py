@@ -1,0 +1,203 @@
+"""Who competes in a part segmentation: the model, its untrained self, and whatever a list of specifications names."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from evaluation.backbones import Backbone, load_backbone
+from evaluation.baselines import BASELINE_TITLES, BASELINES
+from evaluation.label_maps import label_map_segmenter, read_description
+from evaluation.segmenters import Segmenter, baseline_segmenter, rats_segmenter, untrained_like
+from evaluation.token_segmenters import (
+    InputSize,
+    TokenReader,
+    attention_segmenter,
+    input_size,
+    patch_kmeans_segmenter,
+    random_register_segmenter,
+    register_segmenter,
+)
+from modeling_rats import RatsForPartSegmentation
+
+SAME = "same"  # number of segments: as many as the first competitor used in the image
+OWN_MODEL = "model"  # as an argument: the evaluated model itself
+TOKEN_TITLES = {
+    "patch_kmeans": "patch k-means",
+    "registers": "registers",
+    "attention_heads": "attention heads",
+    "random_registers": "random registers",
+}
+SPECIFICATIONS = (
+    *BASELINES,
+    "random_registers[:MODEL]",
+    "patch_kmeans:MODEL",
+    "registers:MODEL",
+    "attention_heads:MODEL",
+    "label_maps:FOLDER",
+)
+
+
+class Competitor(NamedTuple):
+    """One row of a comparison.
+
+    Attributes:
+        segment: Images to label maps.
+        method: Name of the method, as in the specification; of saved label maps what their description says.
+        model: Folder or Hub name of the model whose outputs are read; None where a method needs none.
+        num_segments: "same" for as many as the first competitor used in the image, a number, or None for as many as come out.
+        revision: The model's commit on the Hub; None for a folder.
+    """
+
+    segment: Segmenter
+    method: str
+    model: str | None = None
+    num_segments: int | str | None = None
+    revision: str | None = None
+
+
+def competitors(
+    model: RatsForPartSegmentation,
+    processor: Any,
+    specifications: Sequence[str] = ("color_kmeans",),
+    num_segments: Sequence[int | str] | None = None,
+    seed: int = 0,
+    image_size_px: int | None = None,
+    untrained: bool = False,
+) -> dict[str, Competitor]:
+    """The rows of a comparison, by title; the first is "model", whose number of segments the others may follow.
+
+    Each specification is METHOD or METHOD:ARGUMENT. These make a wanted number of segments, and so a row for each entry of
+    `num_segments`:
+
+    - `color_kmeans`, `color_position_kmeans`, `slic`, `grid`: see `baselines`.
+    - `patch_kmeans:MODEL`: k-means of the image's L2-normalised patch tokens.
+
+    These make as many as come out, and so one row:
+
+    - `registers:MODEL`: the register with the highest cosine, for RATS, DINOv2 with registers and DINOv3.
+    - `attention_heads:MODEL`: the head whose class token attends most to the patch, so at most H segments; for RATS the
+      register whose compress map does.
+    - `random_registers[:MODEL]`: as many random directions as the evaluated model has registers, compared with the patches
+      of MODEL, or of the evaluated model.
+    - `label_maps:FOLDER`: saved outputs of any method; see `label_maps`.
+
+    MODEL is a folder or Hub name of any of `backbones.SUPPORTED`, or `model` for the evaluated model (a folder of that name
+    is `./model`). All see whole images
+    at the size at which the evaluated model sees them, but for rounding to whole patches; tokens are those of the last
+    layer after the final LayerNorm.
+
+    Args:
+        model: In evaluation mode.
+        processor: Its image processor.
+        specifications: Who else competes.
+        num_segments: "same" or numbers; by default "same" and the model's number of registers.
+        seed: Of untrained weights, k-means and random directions.
+        image_size_px: Side of the square input; the processor's own size by default.
+        untrained: Whether the model with fresh weights competes.
+
+    Raises:
+        FileNotFoundError: If a model, a folder of label maps or its description is not found.
+        ValueError: If a specification or a number of segments is none, two rows have one title, a model is of no supported
+            kind or lacks weights, or one without registers is asked for register maps.
+    """
+    parsed = [_Specification.parse(text) for text in specifications]
+    num_segments = _checked((SAME, model.config.num_registers) if num_segments is None else num_segments)
+    size = input_size(processor, image_size_px)
+    own_name, own_revision = model.name_or_path or None, getattr(model.config, "_commit_hash", None)
+    rows = {"model": Competitor(rats_segmenter(model, processor, image_size_px), "registers", own_name, None, own_revision)}
+    if untrained:
+        fresh = rats_segmenter(untrained_like(model, seed), processor, image_size_px)
+        rows["untrained"] = Competitor(fresh, "registers with untrained weights")
+    own_backbone = Backbone(own_name or OWN_MODEL, model.rats, processor, own_revision)
+    readers = {OWN_MODEL: TokenReader(own_backbone, size)}
+    for specification in parsed:
+        of_specification = _rows(specification, readers, size, num_segments, model.config.num_registers, seed)
+        for title, competitor in of_specification.items():
+            if title in rows:
+                raise ValueError(
+                    f"Specification {specification.text!r} gives a second row {title!r}; each must be named once, and folders "
+                    "must differ in their own names. Leave one out or rename it."
+                )
+            rows[title] = competitor
+    return rows
+
+
+@dataclass(frozen=True)
+class _Specification:
+    text: str
+    method: str
+    argument: str
+
+    @classmethod
+    def parse(cls, text: str) -> "_Specification":
+        method, _, argument = text.partition(":")
+        if method == "random_registers" and not argument:
+            argument = OWN_MODEL
+        takes_argument = method in TOKEN_TITLES or method == "label_maps"
+        if (method not in BASELINES and not takes_argument) or takes_argument != bool(argument) or text.endswith(":"):
+            raise ValueError(
+                f"Specification {text!r} names no competitor; choose from: {', '.join(SPECIFICATIONS)}. MODEL is a folder or "
+                f"Hub name, or {OWN_MODEL!r} for the evaluated model; FOLDER holds saved label maps."
+            )
+        return cls(text, method, argument)
+
+
+def _rows(
+    specification: _Specification,
+    readers: dict[str, TokenReader],
+    size: InputSize,
+    num_segments: Sequence[int | str],
+    num_registers: int,
+    seed: int,
+) -> dict[str, Competitor]:
+    """The rows of one specification; a model that is loaded for it stays in `readers` for others."""
+    method, argument = specification.method, specification.argument
+    if method == "label_maps":
+        described = read_description(argument)
+        title = f"{described['method']} ({described['model']}), saved label maps"
+        return {title: Competitor(label_map_segmenter(argument), described["method"], described["model"])}
+    counts = {_amount(count): None if count == SAME else int(count) for count in num_segments}
+    if method in BASELINES:
+        title = BASELINE_TITLES[method]
+        return {
+            f"{title}, {amount}": Competitor(baseline_segmenter(BASELINES[method], seed, count), method, None, count or SAME)
+            for amount, count in counts.items()
+        }
+    if argument not in readers:
+        readers[argument] = TokenReader(load_backbone(argument), size)
+    reader, title = readers[argument], f"{TOKEN_TITLES[method]} of {_short(argument)}"
+    of_model: dict[str, Any] = {"method": method, "model": reader.backbone.name, "revision": reader.backbone.revision}
+    if method == "patch_kmeans":
+        return {
+            f"{title}, {amount}": Competitor(
+                patch_kmeans_segmenter(reader, seed, count), num_segments=count or SAME, **of_model
+            )
+            for amount, count in counts.items()
+        }
+    if method == "registers":
+        return {title: Competitor(register_segmenter(reader), **of_model)}
+    if method == "attention_heads":
+        return {title: Competitor(attention_segmenter(reader), **of_model)}
+    title = f"{num_registers} random registers, patches of {_short(argument)}"
+    return {title: Competitor(random_register_segmenter(reader, num_registers, seed), **of_model)}
+
+
+def _amount(num_segments: int | str) -> str:
+    return "same number of segments" if num_segments == SAME else f"{num_segments} segments"
+
+
+def _short(name: str) -> str:
+    """A model's name in a title: of a folder its own name, since where it lies says nothing to others."""
+    if name == OWN_MODEL:
+        return "the model"
+    return Path(name).resolve().name if Path(name).is_dir() else name
+
+
+def _checked(num_segments: Sequence[int | str]) -> Sequence[int | str]:
+    for count in num_segments:
+        if count != SAME and not (isinstance(count, int) and count >= 1):
+            raise ValueError(f"num_segments={count!r} must be {SAME!r} or a number from 1; give one or more of these.")
+    if not num_segments or len(set(num_segments)) < len(num_segments):
+        raise ValueError(f"num_segments={list(num_segments)} must name one or more numbers, each once.")
+    return num_segments
