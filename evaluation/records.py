@@ -16,7 +16,18 @@ import numpy as np
 import torch
 from PIL import Image
 
-VERSIONS_OF = ("torch", "torchvision", "transformers", "datasets", "accelerate", "numpy", "scipy", "scikit-learn", "pillow")
+VERSIONS_OF = (
+    "torch",
+    "torchvision",
+    "transformers",
+    "datasets",
+    "accelerate",
+    "numpy",
+    "scipy",
+    "scikit-learn",
+    "scikit-image",
+    "pillow",
+)
 
 
 def describe_run(module: str, arguments: Sequence[str]) -> dict[str, Any]:

@@ -9,7 +9,6 @@ from PIL import Image
 from transformers import AutoImageProcessor
 
 from evaluation.backbones import read_model_type, refuse_missing_weights
-from evaluation.baselines import BASELINE_TITLES, BASELINES
 from modeling_rats import RatsForPartSegmentation
 
 
@@ -106,25 +105,3 @@ def baseline_segmenter(baseline: Callable[..., np.ndarray], seed: int, num_segme
         ]
 
     return segment
-
-
-def competitors(
-    model: RatsForPartSegmentation,
-    processor: Any,
-    untrained: bool = False,
-    baselines: Sequence[str] = ("color_kmeans",),
-    seed: int = 0,
-    image_size_px: int | None = None,
-) -> dict[str, Segmenter]:
-    """Name the rows of a comparison: the model, its untrained self, and each baseline at two numbers of segments."""
-    rows = {"model": rats_segmenter(model, processor, image_size_px)}
-    if untrained:
-        rows["untrained"] = rats_segmenter(untrained_like(model, seed), processor, image_size_px)
-    num_registers = model.config.num_registers
-    for name in baselines:
-        if name not in BASELINES:
-            raise ValueError(f"Baseline {name!r} does not exist; choose from: {', '.join(BASELINES)}.")
-        title = BASELINE_TITLES[name]
-        rows[f"{title}, same number of segments"] = baseline_segmenter(BASELINES[name], seed)
-        rows[f"{title}, {num_registers} segments"] = baseline_segmenter(BASELINES[name], seed, num_registers)
-    return rows
