@@ -1,9 +1,10 @@
 """Images with true masks -> label maps of every competitor -> scores: in memory, or batch by batch over ranks."""
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
+from functools import partial
 from itertools import islice
 from typing import Any, NamedTuple, TypeVar
 
@@ -13,6 +14,8 @@ from torch import nn
 
 from evaluation.journal import Journal
 from evaluation.mask_samples import MaskRow, MaskSample
+from evaluation.metrics.contingency import ContingencyTable
+from evaluation.metrics.register_classes import RegisterClasses
 from evaluation.records import fingerprint_of_data, fingerprint_of_sample
 from evaluation.scores import Scores
 from evaluation.segmenters import ImageBatch, Segmenter
@@ -100,6 +103,7 @@ def score_rows(
     batch_size: int = 8,
     ignore_label: int | None = None,
     watch: Watch | None = None,
+    rows_of_classes: Collection[str] = (),
     rank: int = 0,
     ranks: int = 1,
 ) -> int:
@@ -115,6 +119,7 @@ def score_rows(
         batch_size: Images a segmenter gets at once.
         ignore_label: As in `evaluate_parts`.
         watch: As in `evaluate_parts`, for this rank's images.
+        rows_of_classes: Segmenters whose ids mean the same in every image, as the labels do: they are matched over all.
         rank: This process among them.
         ranks: Processes that share the rows.
 
@@ -130,15 +135,29 @@ def score_rows(
             if number % ranks == rank and number not in journal.finished:
                 yield number, [row.index for row in batch], [row.decode() for row in batch]
 
+    def count_and_watch(
+        classes: dict[str, RegisterClasses], index: int, sample: MaskSample, label_maps: dict[str, np.ndarray]
+    ) -> None:
+        for row, counted in classes.items():
+            counted.add(label_maps[row], sample.mask, ignore_label)
+        if watch is not None:
+            watch(index, sample, label_maps)
+
     start, forward = time.perf_counter(), stopwatch.seconds
     for number, indices, samples in _one_ahead(own_batches()):
-        scores = score_batch(segmenters, indices, samples, ignore_label, watch)
+        classes = {row: RegisterClasses() for row in rows_of_classes}
+
+        scores = score_batch(segmenters, indices, samples, ignore_label, partial(count_and_watch, classes))
         now = time.perf_counter()
         journal.write(
             number,
             {
                 "samples": [fingerprint_of_sample(*sample) for sample in samples],
                 "scores": {row: asdict(scored) for row, scored in scores.items()},
+                "classes": {
+                    row: {"table": [part.tolist() for part in counted.table], "images": counted.images}
+                    for row, counted in classes.items()
+                },
                 "seconds": now - start,
                 "seconds_in_model": stopwatch.seconds - forward,
             },
@@ -152,12 +171,14 @@ class Collected(NamedTuple):
 
     Attributes:
         scores: Row name -> scores of all images, in the data set's order.
+        classes: Row name -> its ids and the classes over all images, of rows that were asked for.
         data: Fingerprint of the images and masks.
         seconds: Of all batches, added over ranks.
         seconds_in_model: Of these, in the forward passes of the model.
     """
 
     scores: dict[str, Scores]
+    classes: dict[str, RegisterClasses]
     data: str
     seconds: float
     seconds_in_model: float
@@ -169,9 +190,14 @@ def collect(entries: Sequence[dict[str, Any]]) -> Collected:
     for entry in entries:
         for row, scored in entry["scores"].items():
             scores.setdefault(row, Scores()).extend(Scores(**scored))
+    classes: dict[str, RegisterClasses] = {}
+    for entry in entries:
+        for row, counted in entry["classes"].items():
+            table = ContingencyTable(*(np.array(part, np.int64) for part in counted["table"]))
+            classes.setdefault(row, RegisterClasses()).extend(RegisterClasses(table, counted["images"]))
     data = fingerprint_of_data(sample for entry in entries for sample in entry["samples"])
     seconds, in_model = (sum(entry[name] for entry in entries) for name in ("seconds", "seconds_in_model"))
-    return Collected(scores, data, seconds, in_model)
+    return Collected(scores, classes, data, seconds, in_model)
 
 
 def _groups(items: Iterator[T], size: int) -> Iterator[list[T]]:

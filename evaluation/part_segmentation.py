@@ -35,9 +35,10 @@ PROTOCOL = (
     "overlaps most (ties: lowest label); IoU of a region with the union of its segments; a region without segments "
     "scores 0. O2O: segments and regions matched in pairs by the Hungarian method on IoU; unmatched regions score 0. "
     "mIoU is per image the mean over its true regions, then the mean over images; 'foreground' leaves label 0 out of "
-    "the mean over regions. ARI: over all pixels; 'foreground' over pixels whose true label is not 0. Pixels of the "
-    "ignore label are left out. Images without a score (no foreground) are left out of its mean. 'Same number of "
-    "segments' means per image as many as the model used there. All scores in percent."
+    "the mean over regions. ARI: over all pixels; 'foreground' over pixels whose true label is not 0. BF: F-score of "
+    "the borders, within 0.75 % of the diagonal. Pixels of the ignore label are left out. Images without a score (no "
+    "foreground) are left out of its mean. 'Same number of segments' means per image as many as the model used there. "
+    "All scores in percent."
 )
 SUMMARY_OF_CONFIG = (
     "hidden_size",
@@ -50,6 +51,8 @@ SUMMARY_OF_CONFIG = (
     "communicate",
     "part_layer",
 )
+# Whose segment ids mean the same in every image.
+METHODS_WITH_IDENTITY = ("registers", "registers with untrained weights", "random_registers", "attention_heads")
 NOT_OF_THE_SCORES = ("output", "pictures", "num_pictures", "quiet")  # options that decide no score
 
 
@@ -107,6 +110,7 @@ def run(arguments: Sequence[str] | None = None) -> dict[str, Any]:
             options.batch_size,
             data.ignore_label,
             watch,
+            [title for title, row in rows.items() if data.has_classes and row.method in METHODS_WITH_IDENTITY],
             state.process_index,
             state.num_processes,
         )
@@ -117,6 +121,10 @@ def run(arguments: Sequence[str] | None = None) -> dict[str, Any]:
         "scores": summaries,
         "competitors": {
             title: {name: value for name, value in row._asdict().items() if name != "segment"} for title, row in rows.items()
+        },
+        "register_classes": {
+            title: {**counted.summary(), "matches": [match._asdict() for match in counted.matches()]}
+            for title, counted in collected.classes.items()
         },
         "protocol": PROTOCOL,
         "settings": settings,
@@ -136,6 +144,12 @@ def run(arguments: Sequence[str] | None = None) -> dict[str, Any]:
         if drawn:
             drawn.draw_overview()
         print(format_table(summaries))
+        for title, counted in collected.classes.items():
+            over_all = counted.summary()
+            print(
+                f"{title}, matched once for all images: M2O {over_all['dataset_m2o_miou']:.1f}, "
+                f"O2O {over_all['dataset_o2o_miou']:.1f}, {over_all['dataset_m2o_accuracy']:.1f} % of the pixels"
+            )
         images, seconds = summaries["model"]["images"], collected.seconds / state.num_processes
         outside = 100 * (1 - collected.seconds_in_model / collected.seconds)
         print(f"{images / seconds:.1f} images/s; {outside:.0f} % of the time outside the model's forward passes")
@@ -152,6 +166,7 @@ class Data(NamedTuple):
         rows: Undecoded.
         ignore_label: True label whose pixels do not count.
         num_images: Where it is known.
+        has_classes: Whether a label is the same class in every image.
     """
 
     name: str
@@ -159,6 +174,7 @@ class Data(NamedTuple):
     rows: Iterable[MaskRow]
     ignore_label: int | None
     num_images: int | None
+    has_classes: bool
 
 
 def open_data(options: argparse.Namespace) -> Data:
@@ -180,7 +196,14 @@ def open_data(options: argparse.Namespace) -> Data:
         rows = open_benchmark(record, options.root, options.limit)
         known = len(rows) if isinstance(rows, Sized) else record.num_images
         num_images = min(filter(None, (known, options.limit)), default=None)
-        return Data(str(options.root or record.hub_id), record.split, rows, record.ignore_label, num_images)
+        return Data(
+            str(options.root or record.hub_id),
+            record.split,
+            rows,
+            record.ignore_label,
+            num_images,
+            record.num_labels is not None,
+        )
     if options.dataset is None or options.root is not None:
         raise ValueError(
             "the images are missing: give --dataset NAME_OR_PATH, or --benchmark NAME with --root DIR (`python -m "
@@ -189,7 +212,8 @@ def open_data(options: argparse.Namespace) -> Data:
     columns = (options.image_column, options.mask_column)
     stream = open_mask_dataset(options.dataset, options.config, options.split, *columns)
     rows = mask_rows(stream, *columns, options.ignore_label, options.limit)
-    return Data(options.dataset, str(stream.split), rows, options.ignore_label, number_of_rows(stream, options.limit))
+    num_images = number_of_rows(stream, options.limit)
+    return Data(options.dataset, str(stream.split), rows, options.ignore_label, num_images, options.labels_are_classes)
 
 
 class Pictures:
@@ -246,6 +270,11 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--image_column", default="image")
     parser.add_argument("--mask_column", default="mask")
     parser.add_argument("--ignore_label", type=int, help="true label whose pixels do not count")
+    parser.add_argument(
+        "--labels_are_classes",
+        action="store_true",
+        help="a label is the same class in all images: match registers to classes over the whole data set, too",
+    )
     parser.add_argument("--image_size", type=_positive, metavar="PX", help="side of the input; default: the processor's")
     parser.add_argument("--part_layer", type=int, metavar="L", help="hidden state to read parts from; default: the model's")
     parser.add_argument("--batch_size", type=_positive, default=8)

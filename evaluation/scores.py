@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from evaluation.metrics.boundary import boundary_scores
 from evaluation.metrics.contingency import contingency_table, image_scores, mean_over_images
 
 COLUMNS = {  # of the printed table
@@ -17,6 +18,7 @@ COLUMNS = {  # of the printed table
     "o2o_miou_foreground": "O2O fg",
     "ari": "ARI",
     "ari_foreground": "ARI fg",
+    "boundary_f": "BF",
 }
 
 
@@ -34,7 +36,9 @@ class Scores:
 
     def add(self, label_map: np.ndarray, mask: np.ndarray, ignore_label: int | None = None) -> None:
         """Score one more image."""
-        for name, score in image_scores(contingency_table(label_map, mask, ignore_label)).items():
+        scores = image_scores(contingency_table(label_map, mask, ignore_label))
+        scores["boundary_f"] = boundary_scores(label_map, mask, ignore_label).f
+        for name, score in scores.items():
             self.per_image.setdefault(name, []).append(score)
         self.segments_used.append(count_segments(label_map))
 

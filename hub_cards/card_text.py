@@ -12,6 +12,7 @@ SCORE_TITLES = {
     "m2o_miou": ("Many-to-one mIoU", "M2O"),
     "o2o_miou": ("One-to-one mIoU", "O2O"),
     "ari": ("Adjusted Rand index", "ARI"),
+    "boundary_f": ("Boundary F-score", "BF"),
 }
 ROW_TITLES = {"model": "this model", "untrained": "untrained (this architecture, fresh weights)"}
 COUNTS = ("images", "images_with_foreground", "segments_used")

@@ -2,7 +2,16 @@
 
 Every score of an image is computed from one contingency table, the overlap in pixels of each predicted segment with
 each true region, so large evaluations keep tables and scores but never masks. Scores are in percent.
-Definitions follow the evaluation of the RATS paper (arXiv 2606.14701); what it leaves open is fixed here and said so.
+Definitions follow the evaluation of the RATS paper (arXiv 2606.14701); what it leaves open is fixed here:
+
+- Per image: a score is computed in each image over its own regions, then averaged over the images that have it.
+- Ignored pixels (true label `ignore_label`) count nowhere: not in regions, segments or unions.
+- Background, label 0, is a region like any other; the foreground scores only leave it out of their mean (mean IoU) or
+  leave out its pixels (ARI).
+- Empty regions and segments, with no counted pixel in the image, do not exist there. A region that no segment went to
+  scores 0. Without any region to average over, the score is nan and the image has no part in the mean.
+- Ties go to the lowest label (many-to-one) or to the background (one-to-one), so that the order of segments is of no
+  consequence.
 
 Legend: P predicted segments  T true regions
 """
@@ -15,7 +24,8 @@ import numpy as np
 from scipy.optimize import linear_sum_assignment
 
 BACKGROUND_LABEL = 0
-LARGEST_DENSE_TABLE = 2**22  # entries, 32 MiB of int64: ids of ordinary masks stay far below
+LARGEST_DENSE_TABLE = 2**20  # entries, 8 MiB of int64: filling it takes no longer than counting a mask of 512 x 512 px
+TIE_BREAK = 1e-9  # share of an IoU: above the rounding of sums of IoU, far below any difference that a score would show
 
 
 class ContingencyTable(NamedTuple):
@@ -46,6 +56,40 @@ def contingency_table(predicted: np.ndarray, true: np.ndarray, ignore_label: int
     Raises:
         ValueError: if the masks differ in size, are not two-dimensional, not integers, or hold negative ids.
     """
+    predicted, true = check_mask_pair(predicted, true, ignore_label)
+    predicted, true = predicted.ravel(), true.ravel()
+    if ignore_label is not None:
+        kept = true != ignore_label
+        predicted, true = predicted[kept], true[kept]
+    if true.size == 0:
+        return ContingencyTable(np.zeros((0, 0), np.int64), np.zeros(0, np.int64), np.zeros(0, np.int64))
+    rows, columns = int(predicted.max()) + 1, int(true.max()) + 1
+    if rows * columns > LARGEST_DENSE_TABLE:  # e.g. hashes, or colours read as one number
+        return _table_of_runs(predicted, true)
+    pairs = predicted.astype(np.int64) * columns + true
+    counts = np.bincount(pairs, minlength=rows * columns).reshape(rows, columns)  # (P, T) with empty rows and columns
+    predicted_ids, true_labels = np.flatnonzero(counts.any(axis=1)), np.flatnonzero(counts.any(axis=0))
+    return ContingencyTable(counts[np.ix_(predicted_ids, true_labels)], predicted_ids, true_labels)
+
+
+def _table_of_runs(predicted: np.ndarray, true: np.ndarray) -> ContingencyTable:
+    """The same for ids of any size: segments and regions are contiguous, so few runs of equal pixels need sorting."""
+    changes = (predicted[1:] != predicted[:-1]) | (true[1:] != true[:-1])
+    starts = np.concatenate([[0], np.flatnonzero(changes) + 1])
+    lengths_px = np.diff(starts, append=true.size)
+    predicted_ids, rows = np.unique(predicted[starts], return_inverse=True)
+    true_labels, columns = np.unique(true[starts], return_inverse=True)
+    counts = np.zeros((predicted_ids.size, true_labels.size), np.int64)  # (P, T)
+    np.add.at(counts, (rows, columns), lengths_px)
+    return ContingencyTable(counts, predicted_ids.astype(np.int64), true_labels.astype(np.int64))
+
+
+def check_mask_pair(predicted: np.ndarray, true: np.ndarray, ignore_label: int | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """Return both masks of an image as arrays, or refuse what cannot be compared.
+
+    Raises:
+        ValueError: if they are no label maps (see `check_label_map`) or differ in size.
+    """
     predicted, true = np.asarray(predicted), np.asarray(true)
     check_label_map(predicted, "predicted mask")
     check_label_map(true, "true mask", ignore_label)
@@ -54,25 +98,7 @@ def contingency_table(predicted: np.ndarray, true: np.ndarray, ignore_label: int
             f"The masks of one image differ in size: predicted {predicted.shape}, true {true.shape} (height, width). "
             "Overlap is counted in pixels of the true mask; resize the prediction to it (nearest neighbour)."
         )
-    predicted, true = predicted.ravel(), true.ravel()
-    if ignore_label is not None:
-        kept = true != ignore_label
-        predicted, true = predicted[kept], true[kept]
-    if true.size == 0:
-        return ContingencyTable(np.zeros((0, 0), np.int64), np.zeros(0, np.int64), np.zeros(0, np.int64))
-    predicted_ids, true_labels = None, None
-    if (int(predicted.max()) + 1) * (int(true.max()) + 1) > LARGEST_DENSE_TABLE:  # e.g. hashes or 16-bit ids
-        predicted_ids, predicted = np.unique(predicted, return_inverse=True)
-        true_labels, true = np.unique(true, return_inverse=True)
-    rows, columns = int(predicted.max()) + 1, int(true.max()) + 1
-    pairs = predicted.astype(np.int64) * columns + true
-    counts = np.bincount(pairs, minlength=rows * columns).reshape(rows, columns)  # (P, T) with empty rows and columns
-    used_rows, used_columns = np.flatnonzero(counts.any(axis=1)), np.flatnonzero(counts.any(axis=0))
-    return ContingencyTable(
-        counts[np.ix_(used_rows, used_columns)],
-        used_rows if predicted_ids is None else predicted_ids.astype(np.int64),
-        used_columns if true_labels is None else true_labels.astype(np.int64),
-    )
+    return predicted, true
 
 
 def check_label_map(label_map: np.ndarray, subject: str, ignore_label: int | None = None) -> None:
@@ -100,13 +126,31 @@ def check_label_map(label_map: np.ndarray, subject: str, ignore_label: int | Non
             )
 
 
+def match_many_to_one(table: ContingencyTable) -> np.ndarray:
+    """Return the column (P,) of the true region that each segment overlaps most; ties: the lowest label."""
+    return table.counts.argmax(axis=1)  # argmax takes the first, that is the lowest label
+
+
+def match_one_to_one(table: ContingencyTable) -> tuple[np.ndarray, np.ndarray]:
+    """Match segments and true regions in pairs such that the sum of IoU is largest (Hungarian method).
+
+    Of several such matchings, one in which the background has the highest IoU is taken.
+
+    Returns:
+        The rows and the columns of the matched pairs, min(P, T) of each. A pair may have no pixel in common.
+    """
+    tie_break = np.where(table.true_labels == BACKGROUND_LABEL, 1 + TIE_BREAK, 1.0)  # (T,)
+    return linear_sum_assignment(_ious(table) * tie_break, maximize=True)
+
+
 def many_to_one_miou(table: ContingencyTable, foreground: bool = False) -> float:
     """Many-to-one mean IoU (M2O) of one image, in percent.
 
     Each predicted segment goes to the true region it overlaps most (ties: the lowest label). With S_t the union of the
     segments that went to region t, IoU_t = |S_t and t| / |S_t or t|, and the score is the mean of IoU_t over the
     image's true regions; a region that no segment went to scores 0. The background, label 0, is a region like any
-    other. More segments raise this score by themselves, so compare at equal numbers.
+    other. Splitting every segment into its intersections with the true regions gives 100 (cutting off a part of one
+    can lower the score): more segments raise it by themselves, so compare at equal numbers.
 
     Args:
         table: the image's contingency table.
@@ -119,8 +163,7 @@ def many_to_one_miou(table: ContingencyTable, foreground: bool = False) -> float
     counts, labels = table.counts, table.true_labels
     if labels.size == 0:
         return float("nan")
-    chosen_region = counts.argmax(axis=1)  # (P,), argmax takes the first, that is the lowest label
-    assigned = chosen_region[:, None] == np.arange(labels.size)  # (P, T)
+    assigned = match_many_to_one(table)[:, None] == np.arange(labels.size)  # (P, T)
     intersections = (counts * assigned).sum(axis=0)  # (T,)
     unions = counts.sum(axis=0) + (counts.sum(axis=1)[:, None] * assigned).sum(axis=0) - intersections  # (T,)
     return _percent_mean(intersections / unions, labels, foreground)
@@ -130,8 +173,9 @@ def one_to_one_miou(table: ContingencyTable, foreground: bool = False) -> float:
     """One-to-one mean IoU (O2O) of one image, in percent.
 
     Segments and true regions, the background among them, are matched in pairs such that the sum of IoU is largest
-    (Hungarian method). The score is the mean over the image's true regions of the IoU with the matched segment;
-    unmatched regions score 0. A high M2O beside a low O2O shows over-segmentation.
+    (Hungarian method; ties: the matching with the highest IoU of the background). The score is the mean over the
+    image's true regions of the IoU with the matched segment; unmatched regions score 0. A high M2O beside a low O2O
+    shows over-segmentation.
 
     Args:
         table: the image's contingency table.
@@ -140,15 +184,12 @@ def one_to_one_miou(table: ContingencyTable, foreground: bool = False) -> float:
     Returns:
         The score from 0 to 100, or nan if there is no region to average over.
     """
-    counts, labels = table.counts, table.true_labels
-    if labels.size == 0:
+    if table.true_labels.size == 0:
         return float("nan")
-    unions = counts.sum(axis=1)[:, None] + counts.sum(axis=0) - counts  # (P, T)
-    ious = counts / unions  # (P, T)
-    matched_segments, matched_regions = linear_sum_assignment(ious, maximize=True)
-    region_ious = np.zeros(labels.size)
-    region_ious[matched_regions] = ious[matched_segments, matched_regions]
-    return _percent_mean(region_ious, labels, foreground)
+    segments, regions = match_one_to_one(table)
+    region_ious = np.zeros(table.true_labels.size)  # (T,)
+    region_ious[regions] = _ious(table)[segments, regions]
+    return _percent_mean(region_ious, table.true_labels, foreground)
 
 
 def adjusted_rand_index(table: ContingencyTable, foreground: bool = False) -> float:
@@ -207,6 +248,12 @@ def mean_over_images(scores: Iterable[float]) -> tuple[float, int]:
     defined = [score for score in scores if not math.isnan(score)]
     # The exact sum, so that the order of the images does not matter.
     return (math.fsum(defined) / len(defined) if defined else math.nan), len(defined)
+
+
+def _ious(table: ContingencyTable) -> np.ndarray:
+    """IoU of every segment with every region (P, T), from 0 to 1."""
+    counts = table.counts
+    return counts / (counts.sum(axis=1)[:, None] + counts.sum(axis=0) - counts)
 
 
 def _percent_mean(region_scores: np.ndarray, labels: np.ndarray, foreground: bool) -> float:

@@ -1,7 +1,7 @@
-"""The scores against slow, literal versions of their definitions, scikit-learn, and cases solved by hand."""
+"""The scores in cases solved by hand, what the core refuses, its speed, and the `evaluate` modules around it."""
 
-import itertools
 import math
+import os
 import subprocess
 import sys
 import time
@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import adjusted_rand_score
 
+from evaluation.metrics.boundary import boundary_scores
 from evaluation.metrics.contingency import (
     adjusted_rand_index,
     contingency_table,
@@ -21,66 +22,14 @@ from evaluation.metrics.contingency import (
     one_to_one_miou,
 )
 
-METRICS = Path(__file__).resolve().parents[2] / "evaluation" / "metrics"
+CHECKOUT = Path(__file__).resolve().parents[2]
+METRICS = CHECKOUT / "evaluation" / "metrics"
 SCORES = {"m2o_miou": many_to_one_miou, "o2o_miou": one_to_one_miou, "ari": adjusted_rand_index}
 
 
 def random_masks(seed, height=7, width=9, segments=5, regions=4):
     generator = np.random.default_rng(seed)
     return generator.integers(0, segments, (height, width)), generator.integers(0, regions, (height, width))
-
-
-def pixel_iou(first, second):
-    return (first & second).sum() / (first | second).sum()
-
-
-def literal_many_to_one(predicted, true, foreground, ignore_label=None):
-    """The docstring's sentence, pixel set by pixel set."""
-    counted = np.ones(true.shape, bool) if ignore_label is None else true != ignore_label
-    labels = sorted(set(true[counted].tolist()))
-    unions = {label: np.zeros(true.shape, bool) for label in labels}
-    for segment in set(predicted[counted].tolist()):
-        pixels = (predicted == segment) & counted
-        best = max(labels, key=lambda label: ((pixels & (true == label)).sum(), -label))
-        unions[best] |= pixels
-    ious = [pixel_iou(unions[label], true == label) for label in labels if label != 0 or not foreground]
-    return 100 * np.mean(ious) if ious else math.nan
-
-
-def literal_one_to_one(predicted, true):
-    """The best of all ways to give each region its own segment or none."""
-    labels, segments = sorted(set(true.flat)), sorted(set(predicted.flat))
-    ious = [[pixel_iou(predicted == segment, true == label) for segment in segments] for label in labels]
-    columns = [*range(len(segments)), *[None] * len(labels)]
-    totals = (
-        sum(0 if column is None else ious[row][column] for row, column in enumerate(choice))
-        for choice in set(itertools.permutations(columns, len(labels)))
-    )
-    return 100 * max(totals) / len(labels)
-
-
-@pytest.mark.parametrize("seed", range(20))
-@pytest.mark.parametrize("foreground", [False, True])
-def test_many_to_one_is_the_literal_definition(seed, foreground):
-    predicted, true = random_masks(seed)
-    score = many_to_one_miou(contingency_table(predicted, true), foreground)
-    assert score == pytest.approx(literal_many_to_one(predicted, true, foreground))
-
-
-@pytest.mark.parametrize("seed", range(8))
-def test_one_to_one_is_the_best_of_all_matchings(seed):
-    predicted, true = random_masks(seed, segments=3 + seed % 3, regions=3)
-    assert one_to_one_miou(contingency_table(predicted, true)) == pytest.approx(literal_one_to_one(predicted, true))
-
-
-@pytest.mark.parametrize("seed", range(20))
-def test_ari_agrees_with_scikit_learn(seed):
-    predicted, true = random_masks(seed)
-    table = contingency_table(predicted, true)
-    assert adjusted_rand_index(table) == pytest.approx(100 * adjusted_rand_score(true.ravel(), predicted.ravel()))
-    kept = true != 0
-    expected = 100 * adjusted_rand_score(true[kept], predicted[kept])
-    assert adjusted_rand_index(table, foreground=True) == pytest.approx(expected)
 
 
 def test_ari_does_not_overflow_on_large_images():
@@ -105,20 +54,6 @@ def test_a_case_solved_by_hand():
     assert one_to_one_miou(table, foreground=True) == pytest.approx(100 * (1 / 4 + 1 / 3) / 2)
 
 
-@pytest.mark.parametrize("seed", range(5))
-def test_numbers_of_segments_carry_no_meaning(seed):
-    predicted, true = random_masks(seed)
-    renumbered = np.random.default_rng(seed).permutation(100)[predicted]
-    expected = image_scores(contingency_table(predicted, true))
-    assert image_scores(contingency_table(renumbered, true)) == pytest.approx(expected)
-
-
-def test_a_perfect_match_scores_100_everywhere():
-    _, true = random_masks(0)
-    scores = image_scores(contingency_table(true + 3, true))
-    assert scores == dict.fromkeys(scores, 100.0)
-
-
 def test_one_segment_for_everything():
     true = np.zeros((4, 4), int)
     true[0] = 1  # 4 of 16 pixels
@@ -129,14 +64,6 @@ def test_one_segment_for_everything():
     assert scores["ari_foreground"] == 100  # the documented triviality of FG-ARI on a single foreground region
 
 
-def test_splitting_segments_raises_many_to_one_to_100_and_lowers_one_to_one():
-    _, true = random_masks(1)
-    each_pixel_its_own = np.arange(true.size).reshape(true.shape)
-    table = contingency_table(each_pixel_its_own, true)
-    assert many_to_one_miou(table) == 100
-    assert one_to_one_miou(table) < 20
-
-
 def test_ignored_pixels_count_nowhere():
     predicted, true = random_masks(2)
     true[:2] = 255
@@ -145,7 +72,6 @@ def test_ignored_pixels_count_nowhere():
     assert image_scores(table) == pytest.approx(expected)
     signed = np.where(true == 255, -1, true)
     assert image_scores(contingency_table(predicted, signed, ignore_label=-1)) == pytest.approx(expected)
-    assert many_to_one_miou(table) == pytest.approx(literal_many_to_one(predicted, true, False, ignore_label=255))
 
 
 def test_background_only_has_no_foreground_score():
@@ -170,13 +96,15 @@ def test_huge_ids_give_the_same_table():
     assert huge.true_labels.tolist() == [label * 10**7 for label in small.true_labels.tolist()]
 
 
-def test_a_512_pair_takes_less_than_10_ms():
-    predicted, true = random_masks(4, 512, 512, segments=192, regions=134)
+@pytest.mark.parametrize("id_step", [1, 10**6])
+def test_a_512_pair_takes_less_than_10_ms(id_step):
+    """The table and all scores, with 192 segments, 134 regions and an ignored label."""
+    predicted, true = (np.kron(mask, np.ones((8, 8), int)) for mask in random_masks(4, 64, 64, segments=192, regions=134))
     durations_s = []
-    for _ in range(5):
-        start = time.perf_counter()
-        contingency_table(predicted, true.astype(np.uint8))
-        durations_s.append(time.perf_counter() - start)
+    for _ in range(20):  # of the processor, and the fastest: what else the machine does shall not count
+        start = time.process_time()
+        image_scores(contingency_table(predicted * id_step, true * id_step, ignore_label=7 * id_step))
+        durations_s.append(time.process_time() - start)
     assert min(durations_s) < 0.010
 
 
@@ -203,7 +131,7 @@ def test_only_the_ignore_label_may_be_negative():
 
 def test_the_core_does_not_need_torch():
     code = "import sys, evaluation.metrics.contingency; sys.exit('torch' in sys.modules)"
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=METRICS.parents[1])
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=CHECKOUT)
 
 
 @pytest.mark.parametrize("name", SCORES)
@@ -223,6 +151,47 @@ def test_the_evaluate_module_loads_by_path_and_agrees(name, tmp_path):
     }
     assert (count, foreground_count) == (3, 2)
     assert metric.description.startswith(SCORES[name].__doc__.strip()[:20])
+    assert "ignore_label" in metric.inputs_description
+
+
+def test_the_boundary_module_averages_the_scores_of_images(tmp_path):
+    metric = evaluate.load(str(METRICS / "boundary_f"), cache_dir=str(tmp_path))
+    one_region = np.zeros((2, 3), int)  # no true boundary: no recall
+    masks = [random_masks(0), random_masks(1, height=3, width=5), (np.array([[0, 1, 1]] * 2), one_region)]
+    predictions, references = zip(*masks, strict=True)
+    result = metric.compute(predictions=predictions, references=references, ignore_label=2)
+    columns = zip(*(boundary_scores(*pair, ignore_label=2) for pair in masks), strict=True)
+    f, precision, recall = (mean_over_images(column)[0] for column in columns)
+    names = ("boundary_f", "boundary_precision", "boundary_recall")
+    assert result == pytest.approx({**dict(zip(names, (f, precision, recall), strict=True)), "num_images": 3})
+    assert "0.75 %" in metric.description and "ignore_label" in metric.inputs_description
+
+
+def test_the_modules_load_by_path_from_another_working_folder(tmp_path):
+    paths = [str(METRICS / name) for name in (*SCORES, "boundary_f")]
+    code = f"""
+import evaluate
+for path in {paths!r}:
+    result = evaluate.load(path, cache_dir="cache").compute(predictions=[[[5, 5, 7]]], references=[[[0, 0, 1]]])
+    print(next(iter(result)), next(iter(result.values())))
+"""
+    environment = {**os.environ, "PYTHONPATH": str(CHECKOUT), "HF_MODULES_CACHE": str(tmp_path / "modules")}
+    run = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env=environment, check=True, capture_output=True, text=True
+    )
+    assert run.stdout.split() == ["m2o_miou", "100.0", "o2o_miou", "100.0", "ari", "100.0", "boundary_f", "100.0"]
+
+
+def test_the_evaluate_module_takes_ids_of_64_bits(tmp_path):
+    metric = evaluate.load(str(METRICS / "m2o_miou"), cache_dir=str(tmp_path))
+    result = metric.compute(predictions=[[[2**40, 2**40 + 1]]], references=[[[0, 2**40]]])
+    assert result["m2o_miou"] == 100
+
+
+def test_the_evaluate_module_says_which_mask_is_no_rectangle(tmp_path):
+    metric = evaluate.load(str(METRICS / "m2o_miou"), cache_dir=str(tmp_path))
+    with pytest.raises(ValueError, match="prediction mask 1 has rows of different lengths"):
+        metric.compute(predictions=[[[1]], [[1, 2], [1]]], references=[[[1]], [[1, 2], [1, 1]]])
 
 
 def test_the_evaluate_module_refuses_floats_that_arrow_would_truncate(tmp_path):

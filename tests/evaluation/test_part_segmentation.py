@@ -18,6 +18,7 @@ from evaluation import part_segmentation
 from evaluation.benchmarks import BENCHMARKS, Benchmark
 from evaluation.journal import Journal
 from evaluation.mask_samples import MaskSample, open_mask_dataset, read_mask_samples
+from evaluation.metrics.register_classes import RegisterClasses
 from evaluation.part_scoring import evaluate_parts
 from evaluation.records import write_json
 from evaluation.scores import format_table
@@ -394,6 +395,23 @@ def test_competitors_of_every_kind_are_rows(model_folder, data_folder, tmp_path)
     assert used["attention heads of vit"] <= 4
     with pytest.raises(SystemExit, match="no registers"):
         run(model_folder, data_folder, "--baselines", f"registers:{tmp_path / 'vit'}")
+
+
+def test_registers_are_matched_to_classes_over_all_images(model_folder, data_folder, tmp_path):
+    options = ("--untrained", "--batch_size", "2", "--labels_are_classes")
+    record = run(model_folder, data_folder, *options)
+    assert set(record["register_classes"]) == {"model", "untrained"}
+    model, processor = load_rats(model_folder)
+    expected = RegisterClasses()
+    segment = rats_segmenter(model, processor)
+    evaluate_parts(
+        {"model": segment}, samples_of(data_folder), 2, watch=lambda _, sample, maps: expected.add(maps["model"], sample.mask)
+    )
+    of_model = record["register_classes"]["model"]
+    matches = of_model.pop("matches")
+    assert of_model == expected.summary() and of_model["images"] == 5 and of_model["classes"] == 3
+    assert matches == [match._asdict() for match in expected.matches()]
+    assert run(model_folder, data_folder)["register_classes"] == {}  # labels may number the regions of an image
 
 
 def test_a_benchmark_is_the_data_set_that_its_record_tells(model_folder, data_folder, monkeypatch):

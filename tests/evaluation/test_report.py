@@ -9,7 +9,7 @@ from PIL import Image
 
 from evaluation.report import main, merge, overview
 
-NAMES = ("m2o_miou", "m2o_miou_foreground", "o2o_miou", "o2o_miou_foreground", "ari", "ari_foreground")
+NAMES = ("m2o_miou", "m2o_miou_foreground", "o2o_miou", "o2o_miou_foreground", "ari", "ari_foreground", "boundary_f")
 SAME, TWELVE = "color k-means, same number of segments", "color k-means, 12 segments"
 
 
@@ -101,8 +101,8 @@ def test_records_of_several_data_sets_and_models_become_one_report(tmp_path, cap
         "owner/rats-other (224 px)",
         "color k-means, as many segments as owner/rats-other",
     ]
-    assert of_parts[0][1:] == ["segments", "M2O", "M2O fg", "O2O", "O2O fg", "ARI", "ARI fg"]
-    assert of_parts[4][1:] == ["6.5", "45.0", "46.0", "47.0", "48.0", "49.0", "50.0"] and len(of_things) == 4
+    assert of_parts[0][1:] == ["segments", "M2O", "M2O fg", "O2O", "O2O fg", "ARI", "ARI fg", "BF"]
+    assert of_parts[4][1:] == ["6.5", "45.0", "46.0", "47.0", "48.0", "49.0", "50.0", "51.0"] and len(of_things) == 4
     tiny = next(row for row in of_all if row[0] == "owner/rats-tiny (224 px)")
     assert tiny[1:] == ["40.0", "44.0", "50.0", "54.0", "45.0", "49.0"]  # M2O and ARI of either, and their means
     other = next(row for row in of_all if row[0] == "owner/rats-other (224 px)")
@@ -122,7 +122,7 @@ def test_one_data_set_needs_no_overview_and_undefined_scores_are_dashes(tmp_path
     one["scores"][SAME]["ari_foreground"] = None
     main([*save(tmp_path, one), "--output", str(tmp_path / "report")])
     (table,) = markdown_tables((tmp_path / "report" / "report.md").read_text())
-    assert table[2][-1] == "-" and len(table) == 4
+    assert table[2][-2] == "-" and len(table) == 4
 
 
 def test_rows_of_one_method_are_a_curve():

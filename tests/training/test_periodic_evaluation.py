@@ -49,7 +49,16 @@ CONFIG = {
     "head_bottleneck_size": 8,
     "initializer_range": 0.3,  # so that untrained features differ
 }
-SCORES = {"m2o_miou", "m2o_miou_foreground", "o2o_miou", "o2o_miou_foreground", "ari", "ari_foreground", "segments_used"}
+SCORES = {
+    "m2o_miou",
+    "m2o_miou_foreground",
+    "o2o_miou",
+    "o2o_miou_foreground",
+    "ari",
+    "ari_foreground",
+    "boundary_f",
+    "segments_used",
+}
 
 
 @pytest.fixture(autouse=True)
@@ -169,7 +178,7 @@ def test_scores_that_no_image_has_are_left_out(tmp_path):
     model, processor = build_teacher()
     data = save_split(tmp_path, "validation", 3, seed=0, foreground=False)
     scores = measure(settings_of(eval_dataset=data), tmp_path, model, processor)
-    assert set(scores) == {"m2o_miou", "o2o_miou", "ari", "segments_used"}
+    assert set(scores) == {"m2o_miou", "o2o_miou", "ari", "boundary_f", "segments_used"}
     json.loads((tmp_path / "evaluation.jsonl").read_text(), parse_constant=pytest.fail)
 
 

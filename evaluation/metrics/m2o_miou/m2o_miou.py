@@ -1,4 +1,7 @@
-"""Many-to-one mean IoU as an `evaluate` module: `evaluate.load("evaluation/metrics/m2o_miou")` from the checkout."""
+"""Many-to-one mean IoU as an `evaluate` module: `evaluate.load("evaluation/metrics/m2o_miou")`.
+
+The checkout must be importable, see `evaluation.metrics.part_metric`.
+"""
 
 from evaluation.metrics import contingency, part_metric
 
@@ -7,4 +10,5 @@ class M2OMeanIoU(part_metric.PartMetric):
     """See `evaluation.metrics.contingency.many_to_one_miou` for the exact definition."""
 
     score_name = "m2o_miou"
+    definition = contingency.many_to_one_miou.__doc__
     score = staticmethod(contingency.many_to_one_miou)
