@@ -18,6 +18,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import ScalarFormatter
 
 from evaluation.scores import COLUMNS
 
@@ -125,19 +126,30 @@ def _title_of(record: Mapping[str, Any]) -> str:
 
 def _rows(record: Mapping[str, Any]) -> list[Row]:
     settings = record["settings"]
-    model = settings["model"]
-    model = Path(model).resolve().name if os.path.exists(model) else model
+    model = _name_of_model(settings["model"])
     size = settings["image_size"]
     size = size if isinstance(size, int) else f"{size['width']} x {size['height']}"
     details = f"{model} at {size} px, {record['date'].split('T')[0]}"
     rows = []
     for title, scores in record["scores"].items():
-        competitor = record["competitors"][title]
         own = {"model": model, "untrained": f"{model}, untrained"}.get(title)
-        name = own or title.replace("same number of segments", f"as many segments as {model}")
-        curve = own or ", ".join(filter(None, (competitor["method"], competitor["model"])))
-        rows.append(Row(f"{name} ({size} px)" if own else name, curve, scores, details))
+        method, *amount = title.replace("of the model", f"of {model}").rsplit(", ", 1)
+        if own:
+            rows.append(Row(f"{own} ({size} px)", own, scores, details))
+        elif record["competitors"][title]["num_segments"] is None:  # the title says nothing of a number
+            rows.append(Row(", ".join([method, *amount]), ", ".join([method, *amount]), scores, details))
+        else:
+            wanted = amount[0].replace("same number of segments", f"as many segments as {model}")
+            rows.append(Row(f"{method}, {wanted}", method, scores, details))
     return rows
+
+
+def _name_of_model(model: str) -> str:
+    """A Hub name stays whole; of a path the folder's own name is told, or its run's, since pretraining calls each `model`."""
+    if not os.path.exists(model):
+        return model
+    folder = Path(model).resolve()
+    return folder.parent.name if folder.name == "model" else folder.name
 
 
 def overview(data_sets: Sequence[DataSet]) -> tuple[list[str], list[list[str]]]:
@@ -168,7 +180,9 @@ def draw_segments(data_set: DataSet, picture: str | Path) -> None:
             if points:
                 marker = MARKERS[place % len(MARKERS)]
                 panel.plot(*zip(*points, strict=True), label=curve, marker=marker, color=f"C{place % 10}")
-        panel.set(xlabel="segments used, mean over images", ylabel=f"{SCORES[score]} mIoU, %", xscale="log")
+        panel.set(xlabel="segments used, mean over images", ylabel=f"{SCORES[score]} mIoU, %")
+        panel.set_xscale("log", base=2)
+        panel.xaxis.set_major_formatter(ScalarFormatter())
         panel.grid(alpha=0.3)
     panels[-1].legend(loc="upper left", bbox_to_anchor=(1.02, 1), fontsize="small")
     figure.suptitle(data_set.title)

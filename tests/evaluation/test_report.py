@@ -127,10 +127,29 @@ def test_one_data_set_needs_no_overview_and_undefined_scores_are_dashes(tmp_path
 
 def test_rows_of_one_method_are_a_curve():
     (data_set,) = merge([record()])
-    assert [row.curve for row in data_set.rows] == ["owner/rats-tiny", "color_kmeans", "color_kmeans"]
+    assert [row.curve for row in data_set.rows] == ["owner/rats-tiny", "color k-means", "color k-means"]
     assert overview([data_set])[0] == [
         "", f"{data_set.title}: M2O", f"{data_set.title}: ARI", "mean M2O", "mean ARI"
     ]  # fmt: skip
+
+
+def test_models_are_told_by_the_name_of_their_run_and_never_by_a_path(tmp_path):
+    (tmp_path / "quickstart" / "model").mkdir(parents=True)
+    one = record(str(tmp_path / "quickstart" / "model"))
+    title = "patch k-means of the model, 8 segments"
+    one["scores"] |= {title: scores(20, 8), "attention heads of the model": scores(20, 9)}
+    of_model = {"method": "patch_kmeans", "model": one["settings"]["model"]}
+    one["competitors"] |= {
+        title: of_model | {"num_segments": 8}, "attention heads of the model": of_model | {"num_segments": None}
+    }  # fmt: skip
+    (data_set,) = merge([one])
+    assert [(row.name, row.curve) for row in data_set.rows] == [
+        ("quickstart (224 px)", "quickstart"),
+        ("color k-means, as many segments as quickstart", "color k-means"),
+        (TWELVE, "color k-means"),
+        ("patch k-means of quickstart, 8 segments", "patch k-means of quickstart"),
+        ("attention heads of quickstart", "attention heads of quickstart"),
+    ]
 
 
 def changed(**entries):
