@@ -1,11 +1,13 @@
 """What a forward pass takes: seconds in turns with others, memory in a process of its own, seconds by operator."""
 
+import ctypes
 import os
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
@@ -22,6 +24,9 @@ FEW_REPEATS = 3  # at most these
 SHORTEST_REPEAT_S = 0.25  # a repeat is as many passes as take this long, since a clock cannot tell shorter ones well
 WARM_AFTER_S = 5.0  # what loads at the first pass does not matter in one that is longer
 MIB = 2**20
+# Parameters of glibc's mallopt, with their defaults and what makes freed memory stay with the process.
+M_TRIM_THRESHOLD, TRIM_DEFAULT, TRIM_NEVER = -1, 128 * 1024, 2**31 - 1
+M_MMAP_MAX, MMAP_DEFAULT, MMAP_NEVER = -4, 65536, 0
 KINDS_OF_OPERATORS = {  # kind -> beginnings of the names that torch gives its operators, after "aten::"
     "attention": ("_scaled_dot_product", "_flash_attention", "_efficient_attention", "_cudnn_attention"),
     "matrix products": ("mm", "addmm", "bmm", "baddbmm", "mkldnn_convolution", "_convolution", "cudnn_convolution", "conv"),
@@ -65,6 +70,28 @@ class Workload:
     def matrix_products(self) -> MatrixProducts:
         """The matrix products of the forward pass alone."""
         return MatrixProducts(self.config, self.image_size, self.batch_size, self.dtype, self.device)
+
+
+@contextmanager
+def freed_memory_kept() -> Iterator[str]:
+    """Within it, memory that is freed stays with the process, as torch does on a GPU.
+
+    Otherwise the C library hands large tensors back to the operating system, which has to clear their pages when they are
+    next asked for: at 2048 px up to a third of a forward pass. As the environment variables MALLOC_MMAP_MAX_=0 and
+    MALLOC_TRIM_THRESHOLD_=2147483647 do from outside.
+
+    Yields:
+        What was done, for the record: this is known of glibc alone, and elsewhere nothing is changed.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if os.name == "posix" else None
+    if mallopt is None or not (mallopt(M_MMAP_MAX, MMAP_NEVER) and mallopt(M_TRIM_THRESHOLD, TRIM_NEVER)):
+        yield "as the system has it"
+        return
+    try:
+        yield "freed memory is kept"
+    finally:
+        mallopt(M_MMAP_MAX, MMAP_DEFAULT)
+        mallopt(M_TRIM_THRESHOLD, TRIM_DEFAULT)
 
 
 def time_in_turns(passes: Mapping[str, Callable[[], object]], repeats: int, device: str = "cpu") -> dict[str, list[float]]:

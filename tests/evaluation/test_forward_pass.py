@@ -1,5 +1,6 @@
 """Time in turns, memory of a fresh process, and where the time goes."""
 
+import platform
 import time
 
 import pytest
@@ -10,6 +11,7 @@ from evaluation.forward_pass import (
     FEW_REPEATS,
     KINDS_OF_OPERATORS,
     Workload,
+    freed_memory_kept,
     peak_memory,
     seconds_by_operator,
     time_in_turns,
@@ -22,6 +24,20 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="mallopt is glibc's")
+def test_freed_memory_stays_with_the_process_and_goes_afterwards():
+    def kept_mib():
+        before = forward_pass._of_process("VmRSS")
+        torch.ones(2**26)  # 256 MiB, freed at once
+        return (forward_pass._of_process("VmRSS") - before) / 2**20
+
+    assert kept_mib() < 64
+    with freed_memory_kept() as done:
+        assert done == "freed memory is kept" and kept_mib() > 192
+    torch.ones(2**15)  # what is freed next takes the kept memory along
+    assert kept_mib() < 64
 
 
 def test_functions_take_turns_and_short_ones_run_often(monkeypatch):
