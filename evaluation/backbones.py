@@ -14,6 +14,7 @@ from PIL import Image
 from transformers import AutoImageProcessor, AutoModel, PreTrainedConfig, PreTrainedModel
 
 import modeling_rats  # noqa: F401  # registers RATS with the Auto classes
+from evaluation.readings import PAPER, Reading
 
 SUPPORTED = {  # model_type -> what it is
     "rats": "RATS",
@@ -92,37 +93,48 @@ class Backbone:
         return inputs["pixel_values"].to(self.model.device)
 
     @torch.no_grad()
-    def tokens(self, pixel_values: torch.Tensor) -> Tokens:
-        """The tokens after the final LayerNorm, of images of any size that the patch divides, (B, 3, height, width).
+    def tokens(self, pixel_values: torch.Tensor, reading: Reading = PAPER) -> Tokens:
+        """The tokens of images of any size that the patch divides, (B, 3, height, width).
 
         Positions are those that the model itself has at this size: interpolated ones, or rotary ones in DINOv3.
 
+        Args:
+            pixel_values: As `pixel_values` makes them.
+            reading: Which tokens; by default those of the last block after the final LayerNorm.
+
         Raises:
-            ValueError: If the patch does not divide the image.
+            ValueError: If the patch does not divide the image, or the model has fewer blocks than the reading needs.
         """
         grid = self._grid(pixel_values)
-        tokens = self._forward(pixel_values)  # (B, N + L, D) or (B, 1 + N + L, D)
+        tokens = self._tokens(pixel_values, reading)  # (B, N + L, D) or (B, 1 + N + L, D)
         class_token, first = (None, 0) if self.model.config.model_type == "rats" else (tokens[:, 0], 1)
         registers, patches = tokens[:, first : first + self.num_registers], tokens[:, first + self.num_registers :]
+        if reading.centered:
+            registers, patches = (one - one.mean(dim=1, keepdim=True) for one in (registers, patches))
         return Tokens(class_token, registers if self.num_registers else None, patches, grid)
 
     @torch.no_grad()
-    def attention_maps(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """How much of each patch the last block's attention reads, softmax over all keys, (B, maps, rows, columns).
+    def attention_maps(self, pixel_values: torch.Tensor, layer: int = -1) -> torch.Tensor:
+        """How much of each patch a block's attention reads, softmax over all keys, (B, maps, rows, columns).
 
         One map a head: the attention of the class token to the patches, as DINO draws it (arXiv 2104.14294, figure 1). For
         RATS, which has no class token, the compress maps: one a register, that of its own head; with registers that are
         not partitioned one for each head and register.
 
+        Args:
+            pixel_values: As `pixel_values` makes them.
+            layer: Which block, -1 being the last.
+
         Raises:
-            ValueError: If the patch does not divide the image.
+            ValueError: If the patch does not divide the image, or there is no such block.
         """
+        self._check_layer(layer)
         grid = self._grid(pixel_values)
         recorded = (self.model._can_record_outputs or {})["attentions"]  # the class, or an OutputRecorder of it
         layers = [layer for layer in self.model.modules() if isinstance(layer, getattr(recorded, "target_class", recorded))]
         maps: list[torch.Tensor] = []
         # The hook keeps one block's maps; output_attentions=True would keep those of all blocks, gigabytes at 512 px.
-        hook = layers[-1].register_forward_hook(lambda _module, _inputs, outputs: maps.append(outputs[1]))
+        hook = layers[layer].register_forward_hook(lambda _module, _inputs, outputs: maps.append(outputs[1]))
         try:
             with _eager_attention(self.model):
                 self._forward(pixel_values)
@@ -133,10 +145,25 @@ class Backbone:
             return attention.flatten(1, 2).unflatten(-1, grid)  # (B, N, rows, columns): head h owns h * n to h * n + n - 1
         return attention[:, :, 0, 1 + self.num_registers :].unflatten(-1, grid)  # (B, H, rows, columns)
 
-    def _forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
+    def _tokens(self, pixel_values: torch.Tensor, reading: Reading) -> torch.Tensor:
+        """All tokens of a block, (B, tokens, D)."""
+        if reading.layer == -1 and reading.normed:
+            return self._forward(pixel_values).last_hidden_state
+        self._check_layer(reading.layer)
+        tokens = self._forward(pixel_values, output_hidden_states=True).hidden_states[reading.layer]
+        norm = self.model.norm if self.model.config.model_type == "dinov3_vit" else self.model.layernorm
+        return norm(tokens) if reading.normed else tokens
+
+    def _forward(self, pixel_values: torch.Tensor, **options: bool) -> Any:
         # ViT alone refuses other sizes than its own unless it is told to interpolate.
-        options = {"interpolate_pos_encoding": True} if self.model.config.model_type == "vit" else {}
-        return self.model(pixel_values.to(self.model.device), **options).last_hidden_state
+        if self.model.config.model_type == "vit":
+            options["interpolate_pos_encoding"] = True
+        return self.model(pixel_values.to(self.model.device), **options)
+
+    def _check_layer(self, layer: int) -> None:
+        depth = self.model.config.num_hidden_layers
+        if not -depth <= layer <= -1:
+            raise ValueError(f"Block {layer} of {self.name} was asked for, which has {depth}; choose one from -{depth} to -1.")
 
     def _grid(self, pixel_values: torch.Tensor) -> tuple[int, int]:
         height, width = pixel_values.shape[-2:]

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 from evaluation.backbones import Backbone, load_backbone
 from evaluation.baselines import BASELINE_TITLES, BASELINES
 from evaluation.label_maps import label_map_segmenter, read_description
+from evaluation.readings import PAPER, Reading
 from evaluation.segmenters import Segmenter, baseline_segmenter, rats_segmenter, untrained_like
 from evaluation.token_segmenters import (
     InputSize,
@@ -30,10 +31,10 @@ TOKEN_TITLES = {
 }
 SPECIFICATIONS = (
     *BASELINES,
-    "random_registers[:MODEL]",
-    "patch_kmeans:MODEL",
-    "registers:MODEL",
-    "attention_heads:MODEL",
+    "random_registers[@READING][:MODEL]",
+    "patch_kmeans[@READING]:MODEL",
+    "registers[@READING]:MODEL",
+    "attention_heads[@READING]:MODEL",
     "label_maps:FOLDER",
 )
 
@@ -47,6 +48,7 @@ class Competitor(NamedTuple):
         model: Folder or Hub name of the model whose outputs are read; None where a method needs none.
         num_segments: "same" for as many as the first competitor used in the image, a number, or None for as many as come out.
         revision: The model's commit on the Hub; None for a folder.
+        reading: Which tokens or maps of the model are read, as in the specification; empty for the paper's.
     """
 
     segment: Segmenter
@@ -54,6 +56,7 @@ class Competitor(NamedTuple):
     model: str | None = None
     num_segments: int | str | None = None
     revision: str | None = None
+    reading: str = ""
 
 
 def competitors(
@@ -64,11 +67,12 @@ def competitors(
     seed: int = 0,
     image_size_px: int | None = None,
     untrained: bool = False,
+    reference: str | None = None,
 ) -> dict[str, Competitor]:
-    """The rows of a comparison, by title; the first is "model", whose number of segments the others may follow.
+    """The rows of a comparison, by title; others may follow the first one's number of segments: "model", or the reference.
 
-    Each specification is METHOD or METHOD:ARGUMENT. These make a wanted number of segments, and so a row for each entry of
-    `num_segments`:
+    Each specification is METHOD, METHOD:ARGUMENT or METHOD@READING:ARGUMENT. These make a wanted number of segments, and so
+    a row for each entry of `num_segments`:
 
     - `color_kmeans`, `color_position_kmeans`, `slic`, `grid`: see `baselines`.
     - `patch_kmeans:MODEL`: k-means of the image's L2-normalised patch tokens.
@@ -83,9 +87,9 @@ def competitors(
     - `label_maps:FOLDER`: saved outputs of any method; see `label_maps`.
 
     MODEL is a folder or Hub name of any of `backbones.SUPPORTED`, or `model` for the evaluated model (a folder of that name
-    is `./model`). All see whole images
-    at the size at which the evaluated model sees them, but for rounding to whole patches; tokens are those of the last
-    layer after the final LayerNorm.
+    is `./model`). All see whole images at the size at which the evaluated model sees them, but for rounding to whole patches.
+    READING says which tokens or maps of it are read (see `readings`), such as `layer-2+centered`; without it those of the last
+    block, after the final LayerNorm.
 
     Args:
         model: In evaluation mode.
@@ -95,6 +99,7 @@ def competitors(
         seed: Of untrained weights, k-means and random directions.
         image_size_px: Side of the square input; the processor's own size by default.
         untrained: Whether the model with fresh weights competes.
+        reference: The specification of another row whose number of segments is followed, not the model's; it comes first.
 
     Raises:
         FileNotFoundError: If a model, a folder of label maps or its description is not found.
@@ -102,6 +107,11 @@ def competitors(
             kind or lacks weights, or one without registers is asked for register maps.
     """
     parsed = [_Specification.parse(text) for text in specifications]
+    first = _Specification.parse(reference) if reference else None
+    if first and (first.method in BASELINES or first.method == "patch_kmeans"):
+        raise ValueError(
+            f"Reference {reference!r} makes a wanted number of segments; it must be a row whose own number others follow."
+        )
     num_segments = _checked((SAME, model.config.num_registers) if num_segments is None else num_segments)
     size = input_size(processor, image_size_px)
     own_name, own_revision = model.name_or_path or None, getattr(model.config, "_commit_hash", None)
@@ -110,7 +120,9 @@ def competitors(
         fresh = rats_segmenter(untrained_like(model, seed), processor, image_size_px)
         rows["untrained"] = Competitor(fresh, "registers with untrained weights")
     own_backbone = Backbone(own_name or OWN_MODEL, model.rats, processor, own_revision)
-    readers = {OWN_MODEL: TokenReader(own_backbone, size)}
+    readers = {(OWN_MODEL, PAPER): TokenReader(own_backbone, size)}
+    if first:
+        rows = _rows(first, readers, size, num_segments, model.config.num_registers, seed) | rows
     for specification in parsed:
         of_specification = _rows(specification, readers, size, num_segments, model.config.num_registers, seed)
         for title, competitor in of_specification.items():
@@ -128,24 +140,31 @@ class _Specification:
     text: str
     method: str
     argument: str
+    reading: Reading
 
     @classmethod
     def parse(cls, text: str) -> "_Specification":
         method, _, argument = text.partition(":")
+        method, at, reading = method.partition("@")
         if method == "random_registers" and not argument:
             argument = OWN_MODEL
         takes_argument = method in TOKEN_TITLES or method == "label_maps"
-        if (method not in BASELINES and not takes_argument) or takes_argument != bool(argument) or text.endswith(":"):
+        is_known = (method in BASELINES or takes_argument) and (method in TOKEN_TITLES or not at)
+        if not is_known or takes_argument != bool(argument) or text.endswith(":"):
             raise ValueError(
                 f"Specification {text!r} names no competitor; choose from: {', '.join(SPECIFICATIONS)}. MODEL is a folder or "
-                f"Hub name, or {OWN_MODEL!r} for the evaluated model; FOLDER holds saved label maps."
+                f"Hub name, or {OWN_MODEL!r} for the evaluated model; FOLDER holds saved label maps; READING is made of "
+                "layer-2, before_norm and centered."
             )
-        return cls(text, method, argument)
+        read = Reading.parse(reading) if at else PAPER
+        if method == "attention_heads" and read != Reading(read.layer):
+            raise ValueError(f"Specification {text!r}: attention is read from a block and nothing else, such as @layer-2.")
+        return cls(text, method, argument, read)
 
 
 def _rows(
     specification: _Specification,
-    readers: dict[str, TokenReader],
+    readers: dict[tuple[str, Reading], TokenReader],
     size: InputSize,
     num_segments: Sequence[int | str],
     num_registers: int,
@@ -164,23 +183,32 @@ def _rows(
             f"{title}, {amount}": Competitor(baseline_segmenter(BASELINES[method], seed, count), method, None, count or SAME)
             for amount, count in counts.items()
         }
-    if argument not in readers:
-        readers[argument] = TokenReader(load_backbone(argument), size)
-    reader, title = readers[argument], f"{TOKEN_TITLES[method]} of {_short(argument)}"
+    reader = _reader(argument, specification.reading, readers, size)
+    reading = str(specification.reading)
+    title, read = f"{TOKEN_TITLES[method]} of {_short(argument)}", f" ({reading})" if reading else ""
     of_model: dict[str, Any] = {"method": method, "model": reader.backbone.name, "revision": reader.backbone.revision}
+    of_model["reading"] = reading
     if method == "patch_kmeans":
         return {
-            f"{title}, {amount}": Competitor(
+            f"{title}{read}, {amount}": Competitor(
                 patch_kmeans_segmenter(reader, seed, count), num_segments=count or SAME, **of_model
             )
             for amount, count in counts.items()
         }
     if method == "registers":
-        return {title: Competitor(register_segmenter(reader), **of_model)}
+        return {title + read: Competitor(register_segmenter(reader), **of_model)}
     if method == "attention_heads":
-        return {title: Competitor(attention_segmenter(reader), **of_model)}
+        return {title + read: Competitor(attention_segmenter(reader), **of_model)}
     title = f"{num_registers} random registers, patches of {_short(argument)}"
-    return {title: Competitor(random_register_segmenter(reader, num_registers, seed), **of_model)}
+    return {title + read: Competitor(random_register_segmenter(reader, num_registers, seed), **of_model)}
+
+
+def _reader(argument: str, reading: Reading, readers: dict[tuple[str, Reading], TokenReader], size: InputSize) -> TokenReader:
+    """The reader of a model; each model is loaded once, whatever is read of it."""
+    if (argument, reading) not in readers:
+        loaded = [reader.backbone for (name, _), reader in readers.items() if name == argument]
+        readers[argument, reading] = TokenReader(loaded[0] if loaded else load_backbone(argument), size, reading)
+    return readers[argument, reading]
 
 
 def _amount(num_segments: int | str) -> str:

@@ -37,7 +37,7 @@ PROTOCOL = (
     "mIoU is per image the mean over its true regions, then the mean over images; 'foreground' leaves label 0 out of "
     "the mean over regions. ARI: over all pixels; 'foreground' over pixels whose true label is not 0. BF: F-score of "
     "the borders, within 0.75 % of the diagonal. Pixels of the ignore label are left out. Images without a score (no "
-    "foreground) are left out of its mean. 'Same number of segments' means per image as many as the model used there. "
+    "foreground) are left out of its mean. 'Same number of segments' means per image as many as the first row used there. "
     "All scores in percent."
 )
 SUMMARY_OF_CONFIG = (
@@ -82,6 +82,7 @@ def run(arguments: Sequence[str] | None = None) -> dict[str, Any]:
         options.seed,
         options.image_size,
         options.untrained,
+        options.reference,
     )
     settings = {
         **vars(options),
@@ -293,6 +294,11 @@ def _parser() -> argparse.ArgumentParser:
         type=_number_of_segments,
         metavar="same|N",
         help="of competitors that make a wanted number, a row each (default: same, and the number of registers)",
+    )
+    parser.add_argument(
+        "--reference",
+        metavar="COMPETITOR",
+        help="whose number of segments the others follow, such as registers@centered:model (default: the model's part map)",
     )
     parser.add_argument("--seed", type=int, default=0, help="of the untrained weights and of k-means")
     parser.add_argument("--output", metavar="JSON", default="scores.json", help="scores and exact settings (%(default)s)")

@@ -14,6 +14,7 @@ from torch import nn
 
 from evaluation.backbones import Backbone, Tokens
 from evaluation.baselines import cluster
+from evaluation.readings import PAPER, Reading
 from evaluation.segmenters import ImageBatch, Segmenter
 from modeling_rats.part_maps import part_map, patches_to_pixels, register_patch_similarities
 
@@ -66,11 +67,13 @@ class TokenReader:
     Args:
         backbone: The frozen model.
         size: How large it sees the images.
+        reading: Which tokens and maps are read.
     """
 
-    def __init__(self, backbone: Backbone, size: InputSize):
+    def __init__(self, backbone: Backbone, size: InputSize, reading: Reading = PAPER):
         self.backbone = backbone
         self.size = size
+        self.reading = reading
         self._images: list[Image.Image] = []
         self._tokens: list[Tokens] = []
 
@@ -80,7 +83,7 @@ class TokenReader:
         if not same:
             self._tokens = []
             for pixel_values in self._pixel_values(images):
-                tokens = self.backbone.tokens(pixel_values)
+                tokens = self.backbone.tokens(pixel_values, self.reading)
                 for index in range(len(pixel_values)):
                     class_token, registers, patches = (None if one is None else one[index : index + 1] for one in tokens[:3])
                     self._tokens.append(Tokens(class_token, registers, patches, tokens.grid))  # type: ignore[arg-type]
@@ -88,8 +91,12 @@ class TokenReader:
         return self._tokens
 
     def attention_maps(self, images: Sequence[Image.Image]) -> list[torch.Tensor]:
-        """The last block's maps of each image (see `Backbone.attention_maps`), (maps, rows, columns)."""
-        return [one for pixel_values in self._pixel_values(images) for one in self.backbone.attention_maps(pixel_values)]
+        """The maps of each image (see `Backbone.attention_maps`), (maps, rows, columns)."""
+        return [
+            one
+            for pixel_values in self._pixel_values(images)
+            for one in self.backbone.attention_maps(pixel_values, self.reading.layer)
+        ]
 
     def _pixel_values(self, images: Sequence[Image.Image]) -> list[torch.Tensor]:
         """All images in one batch if they get one size, else each in its own."""
@@ -123,7 +130,7 @@ def patch_kmeans_segmenter(reader: TokenReader, seed: int, num_segments: int | N
 def register_segmenter(reader: TokenReader) -> Segmenter:
     """Segment by register, as RATS does: each patch goes to the register whose token has the highest cosine.
 
-    Tokens are those after the final LayerNorm. As many segments come out as registers win patches, at most N.
+    Tokens are those that the reader reads. As many segments come out as registers win patches, at most N.
 
     Raises:
         ValueError: If the model has no registers.
@@ -151,7 +158,7 @@ def random_register_segmenter(reader: TokenReader, num_registers: int, seed: int
 
 
 def attention_segmenter(reader: TokenReader) -> Segmenter:
-    """Segment by attention: each patch goes to the map of the last block that is highest there.
+    """Segment by attention: each patch goes to the map of the read block that is highest there.
 
     The maps are those of the class token, one a head, so there are at most H segments; of RATS the compress maps, one a
     register, so at most N. See `Backbone.attention_maps`.

@@ -20,8 +20,10 @@ from transformers import (
     ViTImageProcessor,
     ViTModel,
 )
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from evaluation.backbones import SUPPORTED, load_backbone
+from evaluation.readings import Reading
 from modeling_rats import RatsConfig, RatsForPartSegmentation, RatsImageProcessor, RatsModel
 
 SIZES = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "patch_size": 8, "image_size": 32}
@@ -175,3 +177,39 @@ def test_models_that_cannot_be_read_are_refused(tmp_path):
     BitImageProcessor().save_pretrained(tmp_path)
     with pytest.raises(ValueError, match=r"lacks 2 weights of the backbone \(first: layernorm.bias\)"):
         load_backbone(str(tmp_path))
+
+
+def test_readings_are_those_of_the_blocks(folders, kind, pixel_values):
+    backbone = load_backbone(folders[kind])
+    layers = [module for module in backbone.model.modules() if isinstance(module, GradientCheckpointingLayer)]
+    left: list[torch.Tensor] = []
+    hooks = [layer.register_forward_hook(lambda _module, _inputs, out: left.append(out)) for layer in layers]
+    paper = backbone.tokens(pixel_values)
+    for hook in hooks:
+        hook.remove()
+    norm = getattr(backbone.model, FINAL_NORM.get(kind, "layernorm"))
+    first = left[0].shape[1] - GRID[0] * GRID[1]
+    for layer in (-1, -2):
+        for normed in (True, False):
+            read = backbone.tokens(pixel_values, Reading(layer, normed))
+            expected = norm(left[layer]) if normed else left[layer]
+            torch.testing.assert_close(read.patches, expected[:, first:])
+            assert read.grid == GRID and (read.registers is None) == (NUM_REGISTERS[kind] == 0)
+            if read.registers is not None:
+                torch.testing.assert_close(read.registers, expected[:, first - NUM_REGISTERS[kind] : first])
+    centered = backbone.tokens(pixel_values, Reading(centered=True))
+    torch.testing.assert_close(centered.patches, paper.patches - paper.patches.mean(dim=1, keepdim=True))
+    if paper.registers is not None:
+        torch.testing.assert_close(centered.registers.mean(dim=1), torch.zeros(2, 16), atol=1e-5, rtol=0)
+
+
+def test_attention_is_read_from_any_block(folders, kind, pixel_values):
+    backbone = load_backbone(folders[kind])
+    last, before = backbone.attention_maps(pixel_values), backbone.attention_maps(pixel_values, -2)
+    assert last.shape == before.shape and not torch.allclose(last, before)
+    for read in (
+        lambda layer: backbone.attention_maps(pixel_values, layer),
+        lambda layer: backbone.tokens(pixel_values, Reading(layer)),
+    ):
+        with pytest.raises(ValueError, match=r"Block -3 of .* which has 2; choose one from -2 to -1"):
+            read(-3)

@@ -8,9 +8,12 @@ import torch
 from PIL import Image
 from transformers import Dinov2WithRegistersConfig, Dinov2WithRegistersModel, ViTConfig, ViTImageProcessor, ViTModel
 
+from evaluation.backbones import Backbone
 from evaluation.competitors import competitors
+from evaluation.readings import Reading
 from evaluation.segmenters import ImageBatch, load_rats
 from modeling_rats import RatsConfig, RatsForPartSegmentation, RatsImageProcessor
+from modeling_rats.part_maps import part_map, register_patch_similarities
 
 SIZES = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 4, "patch_size": 8}
 SAME, EIGHT = "same number of segments", "8 segments"
@@ -108,6 +111,50 @@ def test_the_first_row_and_the_models_own_registers_are_the_same(rats, folder, i
         assert all(np.array_equal(one, two) for one, two in zip(label_maps[title], label_maps["model"], strict=True))
 
 
+def test_a_reading_is_named_and_followed(rats, folder, images):
+    readings = ("layer-2", "before_norm", "centered", "layer-2+before_norm+centered")
+    specifications = [f"registers@{reading}:model" for reading in readings]
+    specifications += ["attention_heads@layer-2:model", f"patch_kmeans@centered:{folder / 'vit'}", "random_registers@layer-2"]
+    rows = competitors(*rats, specifications, num_segments=("same",), reference="registers@layer-2+centered:model")
+    assert list(rows) == [
+        "registers of the model (layer-2+centered)",
+        "model",
+        *(f"registers of the model ({reading})" for reading in readings),
+        "attention heads of the model (layer-2)",
+        f"patch k-means of vit (centered), {SAME}",
+        "8 random registers, patches of the model (layer-2)",
+    ]
+    assert [row.reading for row in rows.values()][:4] == ["layer-2+centered", "", "layer-2", "before_norm"]
+    label_maps, told = label_maps_of(rows, images)
+    first = label_maps["registers of the model (layer-2+centered)"]
+    assert told == [len(np.unique(one)) for one in first] != [len(np.unique(one)) for one in label_maps["model"]]
+    assert [len(np.unique(one)) for one in label_maps[f"patch k-means of vit (centered), {SAME}"]] == told
+    ways = [tuple(one.tobytes() for one in label_maps[title]) for title in rows]
+    assert len(set(ways)) == len(ways)  # each reads something else
+
+    backbone = Backbone("rats", rats[0].rats, rats[1])
+    tokens = backbone.tokens(backbone.pixel_values(images, (32, 32)), Reading(-2, centered=True))
+    similarities = register_patch_similarities(tokens.registers, tokens.patches, tokens.grid)
+    for one, label_map in zip(similarities, first, strict=True):
+        assert np.array_equal(label_map, part_map(one, (40, 60)).numpy())
+
+
+@pytest.mark.parametrize("text", ["grid@centered", "label_maps@layer-2:maps", "registers@:model", "registers@norm:model"])
+def test_readings_that_are_none_are_refused(rats, text):
+    with pytest.raises(ValueError, match=r"names no competitor|is unknown"):
+        competitors(*rats, (text,))
+
+
+def test_attention_is_read_from_a_block_and_nothing_else(rats):
+    with pytest.raises(ValueError, match=r"attention is read from a block and nothing else"):
+        competitors(*rats, ("attention_heads@centered:model",))
+
+
+def test_a_reference_has_a_number_of_segments_of_its_own(rats):
+    with pytest.raises(ValueError, match=r"'grid' makes a wanted number of segments"):
+        competitors(*rats, reference="grid")
+
+
 def test_numbers_of_segments_can_be_chosen(rats, images):
     rows = competitors(*rats, ("grid", "patch_kmeans:model"), num_segments=(3, "same", 5))
     assert [row.num_segments for row in rows.values()] == [None, 3, "same", 5, 3, "same", 5]
@@ -130,7 +177,7 @@ def test_all_models_see_images_at_one_size(rats, images, folder, monkeypatch):
 )
 def test_what_is_no_specification_is_answered_with_all(rats, text):
     with pytest.raises(
-        ValueError, match=rf"{text!r} names no competitor; .*slic, grid, .*patch_kmeans:MODEL.*label_maps:FOLDER"
+        ValueError, match=rf"{text!r} names no competitor; .*slic, grid, .*patch_kmeans\[@READING\]:MODEL.*label_maps:FOLDER"
     ):
         competitors(*rats, (text,))
 
