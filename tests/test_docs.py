@@ -19,7 +19,6 @@ import pytest
 import torch
 import transformers
 from PIL import Image
-from torch.utils.flop_counter import FlopCounterMode
 from transformers import (
     AutoBackbone,
     AutoModel,
@@ -29,6 +28,7 @@ from transformers import (
 )
 
 from docs.write_api import api, written_api
+from evaluation.multiply_accumulates import ARCHITECTURES, multiply_accumulates
 from modeling_rats import RatsBackbone, RatsConfig, RatsForPartSegmentation, RatsImageProcessor, RatsModel
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -210,44 +210,15 @@ def test_flex_attention_agrees_on_the_cpu(make_config):
         torch.testing.assert_close(model(images).last_hidden_state, expected, atol=1e-5, rtol=1e-5)
 
 
-def macs_of_rats(patches, registers, hidden_size, heads):
-    per_head, head_size = registers // heads, hidden_size // heads
-    return (
-        12 * patches * hidden_size**2
-        + registers * (8 * hidden_size**2 + 2 * hidden_size * head_size)
-        + 4 * registers * patches * head_size
-        + 2 * registers * per_head * head_size
-    )
-
-
-def macs_of_vit(patches, hidden_size):
-    return 12 * (patches + 1) * hidden_size**2 + 2 * (patches + 1) ** 2 * hidden_size
-
-
-def test_the_cost_formula_is_what_the_blocks_compute(make_config):
-    config = make_config(intermediate_size=128)  # a ratio of 4
-    model = RatsModel(config)
-    model.set_attn_implementation("eager")
-    with FlopCounterMode(display=False) as counter:
-        model(torch.zeros(1, 3, 48, 64))
-    patches = 6 * 8
-    embedding = patches * 32 * 3 * 8 * 8
-    expected = config.num_hidden_layers * macs_of_rats(patches, 8, 32, 4) + embedding
-    assert counter.get_total_flops() == 2 * expected  # a multiply-accumulate is two operations
-
-
 @pytest.mark.parametrize(
     "row", re.findall(r"^\| RATS-([SB])/16.*?\| ([\d.]+) \| ([\d.]+) \| (\d+) px \|$", PAGE.read_text(), re.M)
 )
 def test_the_costs_of_the_page_are_counted(row):
     size, at_96, at_224, even = row
-    hidden_size, heads, registers = {"S": (384, 6, 96), "B": (768, 12, 192)}[size]
 
     def ratio(side):
-        patches = (side // 16) ** 2
-        embedding = patches * hidden_size * 3 * 16 * 16
-        rats = 12 * macs_of_rats(patches, registers, hidden_size, heads) + embedding
-        return rats / (12 * macs_of_vit(patches, hidden_size) + embedding)
+        rats, vit = (multiply_accumulates(ARCHITECTURES[f"{kind}-{size.lower()}"], side) for kind in ("rats", "vit"))
+        return rats / vit
 
     assert (f"{ratio(96):.2f}", f"{ratio(224):.2f}") == (at_96, at_224)
     assert min(range(16, 1024, 16), key=lambda side: abs(ratio(side) - 1)) == int(even)
