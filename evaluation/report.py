@@ -130,6 +130,8 @@ def _rows(record: Mapping[str, Any]) -> list[Row]:
     size = settings["image_size"]
     size = size if isinstance(size, int) else f"{size['width']} x {size['height']}"
     details = f"{model} at {size} px, {record['date'].split('T')[0]}"
+    first = next(iter(record["scores"]))  # whose number of segments others follow
+    followed = model if first == "model" else first.replace("of the model", f"of {model}")
     rows = []
     for title, scores in record["scores"].items():
         own = {"model": model, "untrained": f"{model}, untrained"}.get(title)
@@ -139,7 +141,7 @@ def _rows(record: Mapping[str, Any]) -> list[Row]:
         elif record["competitors"][title]["num_segments"] is None:  # the title says nothing of a number
             rows.append(Row(", ".join([method, *amount]), ", ".join([method, *amount]), scores, details))
         else:
-            wanted = amount[0].replace("same number of segments", f"as many segments as {model}")
+            wanted = amount[0].replace("same number of segments", f"as many segments as {followed}")
             rows.append(Row(f"{method}, {wanted}", method, scores, details))
     return rows
 

@@ -79,6 +79,18 @@ def markdown_tables(text):
     return tables
 
 
+def test_rows_are_named_by_whose_number_of_segments_they_follow():
+    followed = record()
+    first = "registers of the model (centered)"
+    followed["scores"] = {first: scores(45, 9), **followed["scores"], SAME: scores(33, 9)}
+    followed["competitors"][first] = {"method": "registers", "model": "owner/rats-tiny", "num_segments": None}
+    (data_set,) = merge([record(), followed])
+    found = {row.name: row.scores["segments_used"] for row in data_set.rows}
+    assert found["color k-means, as many segments as owner/rats-tiny"] == 6.5
+    assert found["color k-means, as many segments as registers of owner/rats-tiny (centered)"] == 9
+    assert found["registers of owner/rats-tiny (centered)"] == 9 and len(found) == 5
+
+
 def test_records_of_several_data_sets_and_models_become_one_report(tmp_path, capsys):
     paths = save(
         tmp_path, record(), record("owner/rats-other", offset=5), record(data="bb", dataset="owner/<things>", offset=10)
