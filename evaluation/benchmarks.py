@@ -34,7 +34,9 @@ def find_benchmark(name: str) -> Benchmark:
     return BENCHMARKS[name]
 
 
-def open_benchmark(benchmark: str | Benchmark, root: str | Path | None = None, limit: int | None = None) -> Iterable[MaskRow]:
+def open_benchmark(
+    benchmark: str | Benchmark, root: str | Path | None = None, limit: int | None = None, revision: str | None = None
+) -> Iterable[MaskRow]:
     """The images and masks of a benchmark, undecoded, in the same order each time.
 
     The order is that of image ids (COCO-style JSON) or file names (ADE20K, ImageNet-S); what `datasets` opens keeps its own.
@@ -43,6 +45,7 @@ def open_benchmark(benchmark: str | Benchmark, root: str | Path | None = None, l
         benchmark: Name in `BENCHMARKS`, or a record of one's own.
         root: Folder of the official layout, or one that `datasets` opens where the record has no layout; None for the Hub.
         limit: The first so many images; all by default.
+        revision: Branch, tag or commit of the Hub's data set; its newest state when None.
 
     Returns:
         The rows: a list where a layout is read, else a stream. Their `decode` raises ValueError at a mask that cannot be
@@ -50,12 +53,17 @@ def open_benchmark(benchmark: str | Benchmark, root: str | Path | None = None, l
 
     Raises:
         FileNotFoundError: If something is missing below `root`, or the Hub's data set is not found.
-        ValueError: If there is no such benchmark, it needs a root, its annotations contradict themselves, or it is empty.
+        ValueError: If there is no such benchmark, it needs a root or is given one with a revision, its annotations contradict
+            themselves, or it is empty.
     """
     if isinstance(benchmark, str):
         benchmark = find_benchmark(benchmark)
     if limit is not None and limit < 1:
         raise ValueError(f"limit={limit} must be at least 1 image; leave it out to read all.")
+    if root is not None and revision is not None:
+        raise ValueError(
+            f"revision={revision} was given with root={root}; only data sets on the Hub have revisions. Leave one out."
+        )
     if root is not None and benchmark.layout is not None:
         images = benchmark.layout.annotated_images(root, limit)
         decoders = [partial(decode_sample, image, benchmark.ignore_label) for image in images]
@@ -69,7 +77,7 @@ def open_benchmark(benchmark: str | Benchmark, root: str | Path | None = None, l
     if root is not None and not Path(dataset).exists():  # else it could be taken for a name on the Hub
         raise FileNotFoundError(f"root={root} does not exist; it must be the data set's folder. {benchmark.notes}")
     columns = benchmark.image_column, benchmark.mask_column
-    rows = open_mask_dataset(dataset, config, benchmark.split, *columns)
+    rows = open_mask_dataset(dataset, config, benchmark.split, *columns, revision)
     stream = mask_rows(rows, *columns, benchmark.ignore_label, limit)
     return (_row(row.index, row.subject, row.decode, benchmark) for row in stream)
 

@@ -62,7 +62,12 @@ class LabelledImage(NamedTuple):
 
 
 def open_labelled_images(
-    dataset: str, config: str | None, split: str, image_column: str = "image", label_column: str = "label"
+    dataset: str,
+    config: str | None,
+    split: str,
+    image_column: str = "image",
+    label_column: str = "label",
+    revision: str | None = None,
 ) -> IterableDataset:
     """A stream of rows with an undecoded image and a label.
 
@@ -72,12 +77,14 @@ def open_labelled_images(
         split: Name of the split; a single file has none.
         image_column: Column of images.
         label_column: Column of class labels, integers or strings.
+        revision: Branch, tag or commit of a data set on the Hub; its newest state when None.
 
     Raises:
         FileNotFoundError: If there is no such data set.
-        ValueError: If the split or a column does not exist, or a column holds something else.
+        ValueError: If the split or a column does not exist, a column holds something else, or a local data set is asked for a
+            revision.
     """
-    rows = open_rows(dataset, config, split)
+    rows = open_rows(dataset, config, split, revision)
     rows = rows if rows.features is not None else rows._resolve_features()
     for column in (image_column, label_column):
         if column not in rows.features:

@@ -51,6 +51,7 @@ def open_mask_dataset(
     split: str | None = None,
     image_column: str = "image",
     mask_column: str = "mask",
+    revision: str | None = None,
 ) -> IterableDataset:
     """Open a stream of rows with an image and a mask; nothing is decoded yet.
 
@@ -60,15 +61,16 @@ def open_mask_dataset(
         split: "validation" by default; a single file has no splits, and is read whole.
         image_column: column of images.
         mask_column: column of masks: single-channel images, or rows of integers.
+        revision: branch, tag or commit of a data set on the Hub; its newest state when None.
 
     Returns:
         The streaming data set, with these two columns only.
 
     Raises:
         FileNotFoundError: if there is no such data set.
-        ValueError: if the split or a column does not exist.
+        ValueError: if the split or a column does not exist, or a local data set is asked for a revision.
     """
-    rows = open_rows(dataset, config, split or DEFAULT_SPLIT)
+    rows = open_rows(dataset, config, split or DEFAULT_SPLIT, revision)
     columns = rows.column_names or list(next(iter(rows), {}))
     for column, option in ((image_column, "image_column"), (mask_column, "mask_column")):
         if column not in columns:

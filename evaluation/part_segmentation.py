@@ -41,6 +41,7 @@ PROTOCOL = (
     "All scores in percent."
 )
 SUMMARY_OF_CONFIG = (
+    "attention_variant",  # which RATS itself has not
     "hidden_size",
     "num_hidden_layers",
     "num_attention_heads",
@@ -129,7 +130,7 @@ def run(arguments: Sequence[str] | None = None) -> dict[str, Any]:
         },
         "protocol": PROTOCOL,
         "settings": settings,
-        "model_config": {name: getattr(model.config, name) for name in SUMMARY_OF_CONFIG},
+        "model_config": {name: getattr(model.config, name) for name in SUMMARY_OF_CONFIG if hasattr(model.config, name)},
         "fingerprints": {"weights": weights, "data": collected.data},
         "time": {
             "seconds": collected.seconds,
@@ -194,7 +195,7 @@ def open_data(options: argparse.Namespace) -> Data:
                 "them out, or name the data set without --benchmark."
             )
         record = find_benchmark(options.benchmark)
-        rows = open_benchmark(record, options.root, options.limit)
+        rows = open_benchmark(record, options.root, options.limit, options.dataset_revision)
         known = len(rows) if isinstance(rows, Sized) else record.num_images
         num_images = min(filter(None, (known, options.limit)), default=None)
         return Data(
@@ -211,7 +212,7 @@ def open_data(options: argparse.Namespace) -> Data:
             "evaluation.benchmarks` lists the names)."
         )
     columns = (options.image_column, options.mask_column)
-    stream = open_mask_dataset(options.dataset, options.config, options.split, *columns)
+    stream = open_mask_dataset(options.dataset, options.config, options.split, *columns, options.dataset_revision)
     rows = mask_rows(stream, *columns, options.ignore_label, options.limit)
     num_images = number_of_rows(stream, options.limit)
     return Data(options.dataset, str(stream.split), rows, options.ignore_label, num_images, options.labels_are_classes)
@@ -267,6 +268,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--root", metavar="DIR", help="folder of the benchmark's official files; default: the Hub")
     parser.add_argument("--dataset", help="any other: Hub name, local folder or parquet file")
     parser.add_argument("--config", help="configuration of the data set")
+    parser.add_argument("--dataset_revision", help="branch, tag or commit of a data set on the Hub; default: its newest state")
     parser.add_argument("--split", help="default: validation; a single file has none")
     parser.add_argument("--image_column", default="image")
     parser.add_argument("--mask_column", default="mask")

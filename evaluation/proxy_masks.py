@@ -112,7 +112,8 @@ def run(arguments: Sequence[str] | None = None) -> dict[str, Any] | None:
     options = _parser().parse_args(arguments)
     settings = MaskSettings(**{name: getattr(options, name) for name in asdict(MaskSettings())})
     state = PartialState(cpu=not torch.accelerator.is_available())
-    rows, image_column = open_images(options.dataset, options.config, options.split, options.image_column)
+    named = (options.dataset, options.config, options.split, options.image_column, options.dataset_revision)
+    rows, image_column = open_images(*named)
     is_quiet = options.quiet or not state.is_main_process or not sys.stderr.isatty()
     if is_quiet:
         disable_progress_bar()  # of transformers, which shows one for loading weights anywhere
@@ -121,6 +122,7 @@ def run(arguments: Sequence[str] | None = None) -> dict[str, Any] | None:
     decisive = {
         "dataset": options.dataset,
         "config": options.config,
+        "dataset_revision": options.dataset_revision,
         "split": split,
         "image_column": image_column,
         "limit": options.limit,
@@ -205,6 +207,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--dataset", required=True, help="Hub name, local folder or file of images")
     parser.add_argument("--config", help="configuration of the data set")
+    parser.add_argument("--dataset_revision", help="branch, tag or commit of a data set on the Hub; default: its newest state")
     parser.add_argument("--split", default=DEFAULT_SPLIT, help="a single file has none (%(default)s)")
     parser.add_argument("--image_column", help="default: the only column of images, or `image`")
     parser.add_argument("--limit", type=_positive, metavar="N", help="the first N images only")

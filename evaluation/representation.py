@@ -44,6 +44,7 @@ PROTOCOL = (
 )
 SUMMARY_OF_CONFIG = (
     "model_type",
+    "attention_variant",
     "hidden_size",
     "num_hidden_layers",
     "num_attention_heads",
@@ -207,7 +208,7 @@ def _read_split(options: argparse.Namespace, which: str, frozen: FrozenFeatures,
     """Features of the images of one of the two splits, on all ranks."""
     split, limit = getattr(options, f"{which}_split"), getattr(options, f"limit_{which}")
     columns = (options.image_column, options.label_column)
-    rows = open_labelled_images(options.dataset, options.config, split, *columns)
+    rows = open_labelled_images(options.dataset, options.config, split, *columns, options.dataset_revision)
     hidden = options.quiet or not state.is_main_process or None  # None: shown on a terminal only
     shown = tqdm(
         read_labelled_images(rows, *columns, limit),
@@ -298,6 +299,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--revision", default="main", help="revision of the model on the Hub")
     parser.add_argument("--dataset", required=True, help="Hub name or local folder")
     parser.add_argument("--config", help="configuration of the data set")
+    parser.add_argument("--dataset_revision", help="branch, tag or commit of a data set on the Hub; default: its newest state")
     parser.add_argument("--train_split", default="train", help="split that votes and is learnt from (%(default)s)")
     parser.add_argument("--test_split", default="validation", help="split that is classified (%(default)s)")
     parser.add_argument("--image_column", default="image")

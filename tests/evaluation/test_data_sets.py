@@ -12,7 +12,10 @@ import pytest
 from PIL import Image
 from pyarrow import parquet
 
+from evaluation import part_segmentation, proxy_masks, representation, visualize
+from evaluation.benchmarks import open_benchmark
 from evaluation.data_sets import decode_image, open_images, open_rows
+from modeling_rats import RatsForPartSegmentation, RatsImageProcessor
 
 
 def png(value, size=4):
@@ -215,3 +218,31 @@ def test_parquet_of_other_tools_holds_images_without_saying_so(tmp_path, as_stru
     rows, column = open_images(str(tmp_path), None, "train", named)
     (row,) = rows
     assert column == "picture" and decode_image(row[column]).getpixel((0, 0)) == (20, 20, 20)
+
+
+@pytest.mark.parametrize(
+    ("command", "options"),
+    [
+        (part_segmentation, ["--model", "model"]),
+        (representation, ["--model", "model", "--train_split", "train", "--test_split", "test"]),
+        (proxy_masks, ["--model", "sam", "--output", "masks"]),
+        (visualize, ["--model", "model", "--output", "pictures"]),
+    ],
+)
+def test_every_command_asks_for_the_revision_that_it_is_given(make_config, tmp_path, monkeypatch, command, options):
+    """As its refusal for local data shows."""
+    monkeypatch.chdir(tmp_path)
+    RatsForPartSegmentation(make_config()).save_pretrained("model")
+    RatsImageProcessor(size={"height": 32, "width": 32}).save_pretrained("model")
+    image_folder(tmp_path)
+    with pytest.raises(SystemExit, match=r"revision=v1\.0 was given for images, which is a local file or folder"):
+        command.main([*options, "--dataset", "images", "--dataset_revision", "v1.0"])
+
+
+def test_a_benchmark_is_read_at_a_revision_of_the_hub(monkeypatch):
+    asked = []
+    monkeypatch.setattr("evaluation.benchmarks.open_mask_dataset", lambda *given: asked.append(given) or [])
+    open_benchmark("ade20k", revision="v1.0")
+    assert asked[0][-1] == "v1.0"
+    with pytest.raises(ValueError, match=r"revision=v1\.0 was given with root=\.; only data sets on the Hub"):
+        open_benchmark("ade20k", ".", revision="v1.0")
