@@ -155,7 +155,11 @@ def score_rows(
                 "samples": [fingerprint_of_sample(*sample) for sample in samples],
                 "scores": {row: asdict(scored) for row, scored in scores.items()},
                 "classes": {
-                    row: {"table": [part.tolist() for part in counted.table], "images": counted.images}
+                    row: {
+                        "table": [part.tolist() for part in counted.table],
+                        "of_others": [part.tolist() for part in counted.of_others],
+                        "images": counted.images,
+                    }
                     for row, counted in classes.items()
                 },
                 "seconds": now - start,
@@ -193,8 +197,11 @@ def collect(entries: Sequence[dict[str, Any]]) -> Collected:
     classes: dict[str, RegisterClasses] = {}
     for entry in entries:
         for row, counted in entry["classes"].items():
-            table = ContingencyTable(*(np.array(part, np.int64) for part in counted["table"]))
-            classes.setdefault(row, RegisterClasses()).extend(RegisterClasses(table, counted["images"]))
+            tables = (
+                ContingencyTable(*(np.array(part, np.int64) for part in counted[name])) for name in ("table", "of_others")
+            )
+            table, of_others = tables
+            classes.setdefault(row, RegisterClasses()).extend(RegisterClasses(table, counted["images"], of_others))
     data = fingerprint_of_data(sample for entry in entries for sample in entry["samples"])
     seconds, in_model = (sum(entry[name] for entry in entries) for name in ("seconds", "seconds_in_model"))
     return Collected(scores, classes, data, seconds, in_model)

@@ -150,7 +150,9 @@ def run(arguments: Sequence[str] | None = None) -> dict[str, Any]:
             over_all = counted.summary()
             print(
                 f"{title}, matched once for all images: M2O {over_all['dataset_m2o_miou']:.1f}, "
-                f"O2O {over_all['dataset_o2o_miou']:.1f}, {over_all['dataset_m2o_accuracy']:.1f} % of the pixels"
+                f"O2O {over_all['dataset_o2o_miou']:.1f}, {over_all['dataset_m2o_accuracy']:.1f} % of the pixels; a part's "
+                f"most frequent register has {over_all['part_share_top1']:.1f} % of it, on maps of other images "
+                f"{over_all['part_share_top1_of_others']:.1f} %"
             )
         images, seconds = summaries["model"]["images"], collected.seconds / state.num_processes
         outside = 100 * (1 - collected.seconds_in_model / collected.seconds)

@@ -5,6 +5,10 @@ is that of a register and the label of a pixel that of a class, the same in all 
 summed over the data set, and each register is matched once. That "register 17 is the wheel everywhere" is then a number.
 Only meaningful where ids mean something across images: those of registers do, those of clusters of one image do not.
 
+Whether the same registers are used for the same part is told by the share of a part's pixels that its most frequent
+registers win over all images, beside the same share with every mask laid on the register map of another image: a register
+that wins many pixels of everything, or always the middle of the picture, has a large share there too.
+
 The choices are those of the contingency tables (ignored pixels, background, ties); the foreground scores leave class 0
 out of the mean over classes and its pixels out of the accuracy. Classes that occur in no image do not count.
 """
@@ -13,6 +17,7 @@ import dataclasses
 from typing import NamedTuple
 
 import numpy as np
+import torch
 
 from evaluation.metrics.contingency import (
     BACKGROUND_LABEL,
@@ -23,6 +28,9 @@ from evaluation.metrics.contingency import (
     match_one_to_one,
     one_to_one_miou,
 )
+from modeling_rats.part_maps import patches_to_pixels
+
+MOST_FREQUENT = (1, 3)  # registers whose share of a part is told
 
 
 class RegisterMatch(NamedTuple):
@@ -56,10 +64,14 @@ class RegisterClasses:
     Attributes:
         table: the sums so far, over the registers and classes that occurred.
         images: how many images were added.
+        of_others: the sums for the masks laid on the register map of the image that was added before them; none for the first.
+        previous: that register map.
     """
 
     table: ContingencyTable = dataclasses.field(default_factory=_empty_table)
     images: int = 0
+    of_others: ContingencyTable = dataclasses.field(default_factory=_empty_table)
+    previous: np.ndarray | None = dataclasses.field(default=None, repr=False, compare=False)
 
     def add(self, label_map: np.ndarray, mask: np.ndarray, ignore_label: int | None = None) -> None:
         """Count one more image.
@@ -74,10 +86,15 @@ class RegisterClasses:
         """
         self.table = add_tables(self.table, contingency_table(label_map, mask, ignore_label))
         self.images += 1
+        if self.previous is not None:
+            other = patches_to_pixels(torch.from_numpy(self.previous), mask.shape).numpy()  # (height, width)
+            self.of_others = add_tables(self.of_others, contingency_table(other, mask, ignore_label))
+        self.previous = np.asarray(label_map)
 
     def extend(self, others: "RegisterClasses") -> None:
         """Take in the images of another share of the data set."""
         self.table = add_tables(self.table, others.table)
+        self.of_others = add_tables(self.of_others, others.of_others)
         self.images += others.images
 
     def summary(self) -> dict[str, float | int]:
@@ -85,9 +102,12 @@ class RegisterClasses:
 
         `dataset_m2o_miou` and `dataset_o2o_miou` are the mean IoU over classes after matching each register to its
         majority class, or registers and classes in pairs. `dataset_m2o_accuracy` and `dataset_o2o_accuracy` are the
-        shares of pixels whose register is matched to their class; the first is also known as purity.
+        shares of pixels whose register is matched to their class; the first is also known as purity. `part_share_top1` and
+        `part_share_top3` are `most_frequent_share`, and those `_of_others` the same for masks on maps of other images.
         """
-        return {
+        shares = {f"part_share_top{count}": most_frequent_share(self.table, count) for count in MOST_FREQUENT}
+        shares |= {f"part_share_top{count}_of_others": most_frequent_share(self.of_others, count) for count in MOST_FREQUENT}
+        return shares | {
             "images": self.images,
             "registers": self.table.predicted_ids.size,
             "classes": self.table.true_labels.size,
@@ -155,6 +175,20 @@ def one_to_one_accuracy(table: ContingencyTable, foreground: bool = False) -> fl
     if table.true_labels.size == 0:
         return float("nan")
     return _accuracy(table, *match_one_to_one(table), foreground)
+
+
+def most_frequent_share(table: ContingencyTable, registers: int) -> float:
+    """Percent of a part's pixels in the registers that win most of it, mean over parts (classes but 0); nan without parts.
+
+    Args:
+        table: registers x classes.
+        registers: how many, for each part its own.
+    """
+    counts = table.counts[:, table.true_labels != BACKGROUND_LABEL]  # (P, parts)
+    if counts.size == 0:
+        return float("nan")
+    most = np.sort(counts, axis=0)[-registers:].sum(axis=0)  # (parts,)
+    return 100.0 * float((most / counts.sum(axis=0)).mean())
 
 
 def _accuracy(table: ContingencyTable, rows: np.ndarray, columns: np.ndarray, foreground: bool) -> float:

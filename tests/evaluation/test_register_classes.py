@@ -105,8 +105,37 @@ def test_a_case_solved_by_hand():
             "dataset_o2o_miou_foreground": 100 * (2 / 4 + 1) / 2,
             "dataset_o2o_accuracy": 100 * 5 / 7,
             "dataset_o2o_accuracy_foreground": 100 * 3 / 4,
+            # Of the wheel 17 has 2 of 3 pixels, of the door 5 has all.
+            "part_share_top1": 100 * (2 / 3 + 1) / 2,
+            "part_share_top3": 100,
+            # The second mask on the first map: the wheel's pixel lies on 17.
+            "part_share_top1_of_others": 100,
+            "part_share_top3_of_others": 100,
         }
     )
+
+
+def test_a_part_that_has_its_register_has_a_larger_share_than_on_maps_of_other_images():
+    part, other = 4, 9
+    images = [np.roll(np.array([[0, 0, part, part, other, other]]), shift) for shift in range(6)]
+    steady, frequent, changing = RegisterClasses(), RegisterClasses(), RegisterClasses()
+    for place, mask in enumerate(images * 6):
+        steady.add(np.select([mask == part, mask == other], [1, 2], 3), mask)
+        frequent.add(np.full(mask.shape, 7), mask)  # one register takes everything
+        changing.add((np.select([mask == part, mask == other], [1, 2], 3) + place // 6) % 6, mask)
+    of_steady, of_frequent, of_changing = (counted.summary() for counted in (steady, frequent, changing))
+    assert of_steady["part_share_top1"] == 100 and of_steady["part_share_top1_of_others"] == pytest.approx(50, abs=3)
+    assert of_frequent["part_share_top1"] == of_frequent["part_share_top1_of_others"] == 100
+    assert of_changing["part_share_top1"] == pytest.approx(100 / 6) and of_changing["part_share_top3"] == pytest.approx(50)
+    assert steady.of_others.counts.sum() == 35 * 6  # all images but the first, which has none before it
+
+
+def test_the_map_of_another_image_is_laid_on_a_mask_of_another_size():
+    classes = RegisterClasses()
+    classes.add(np.array([[5, 6], [7, 8]]), np.zeros((2, 2), int))
+    classes.add(np.zeros((4, 6), int), np.repeat([[0, 0, 0, 2, 2, 2]], 4, axis=0))
+    assert classes.of_others.predicted_ids.tolist() == [5, 6, 7, 8]
+    assert classes.of_others.counts.tolist() == [[6, 0], [0, 6], [6, 0], [0, 6]]
 
 
 def test_registers_that_change_their_meaning_score_lower_than_in_each_image():
