@@ -1,5 +1,7 @@
 """Frozen vision transformers of five kinds, read alike: RATS, ViT (DINO v1), DINOv2 with and without registers, DINOv3.
 
+The variants of RATS (`register_attention_variants`) are read as RATS is.
+
 B batch  L patches  N registers  H heads  n = N/H registers per head  D hidden; the patch grid is rows, columns
 """
 
@@ -15,6 +17,7 @@ from transformers import AutoImageProcessor, AutoModel, PreTrainedConfig, PreTra
 
 import modeling_rats  # noqa: F401  # registers RATS with the Auto classes
 from evaluation.readings import PAPER, Reading
+from evaluation.register_attention_variants import is_rats  # registers the variants with the Auto classes
 
 SUPPORTED = {  # model_type -> what it is
     "rats": "RATS",
@@ -22,6 +25,7 @@ SUPPORTED = {  # model_type -> what it is
     "dinov2": "DINOv2",
     "dinov2_with_registers": "DINOv2 with registers",
     "dinov3_vit": "DINOv3",
+    "rats_variant": "RATS with another register attention",
 }
 
 
@@ -73,7 +77,7 @@ class Backbone:
     def num_registers(self) -> int:
         """Number of register tokens; 0 for a model that has none."""
         config = self.model.config
-        return config.num_registers if config.model_type == "rats" else getattr(config, "num_register_tokens", 0)
+        return config.num_registers if is_rats(config) else getattr(config, "num_register_tokens", 0)
 
     def pixel_values(self, images: Sequence[Image.Image], size: tuple[int, int]) -> torch.Tensor:
         """Whole images as the model takes them, on its device, (B, 3, height, width).
@@ -107,7 +111,7 @@ class Backbone:
         """
         grid = self._grid(pixel_values)
         tokens = self._tokens(pixel_values, reading)  # (B, N + L, D) or (B, 1 + N + L, D)
-        class_token, first = (None, 0) if self.model.config.model_type == "rats" else (tokens[:, 0], 1)
+        class_token, first = (None, 0) if is_rats(self.model.config) else (tokens[:, 0], 1)
         registers, patches = tokens[:, first : first + self.num_registers], tokens[:, first + self.num_registers :]
         if reading.centered:
             registers, patches = (one - one.mean(dim=1, keepdim=True) for one in (registers, patches))
@@ -119,7 +123,7 @@ class Backbone:
 
         One map a head: the attention of the class token to the patches, as DINO draws it (arXiv 2104.14294, figure 1). For
         RATS, which has no class token, the compress maps: one a register, that of its own head; with registers that are
-        not partitioned one for each head and register.
+        not partitioned one for each head and register. Rows sum to less than 1 where there are keys of other tokens.
 
         Args:
             pixel_values: As `pixel_values` makes them.
@@ -141,8 +145,9 @@ class Backbone:
         finally:
             hook.remove()
         (attention,) = maps  # (B, H, queries, keys)
-        if self.model.config.model_type == "rats":
-            return attention.flatten(1, 2).unflatten(-1, grid)  # (B, N, rows, columns): head h owns h * n to h * n + n - 1
+        if is_rats(self.model.config):  # a variant may have keys of registers before those of the L patches
+            attention = attention[..., -grid[0] * grid[1] :].flatten(1, 2)  # (B, N, L): head h owns h * n to h * n + n - 1
+            return attention.unflatten(-1, grid)  # (B, N, rows, columns)
         return attention[:, :, 0, 1 + self.num_registers :].unflatten(-1, grid)  # (B, H, rows, columns)
 
     def _tokens(self, pixel_values: torch.Tensor, reading: Reading) -> torch.Tensor:
@@ -151,7 +156,7 @@ class Backbone:
             return self._forward(pixel_values).last_hidden_state
         self._check_layer(reading.layer)
         tokens = self._forward(pixel_values, output_hidden_states=True).hidden_states[reading.layer]
-        norm = self.model.norm if self.model.config.model_type == "dinov3_vit" else self.model.layernorm
+        norm = getattr(self.model, "norm" if self.model.config.model_type == "dinov3_vit" else "layernorm")
         return norm(tokens) if reading.normed else tokens
 
     def _forward(self, pixel_values: torch.Tensor, **options: bool) -> Any:

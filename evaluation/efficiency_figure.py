@@ -122,8 +122,10 @@ def _table_of_points(points: Sequence[Point]) -> str:
         time, memory = point.get("time"), point.get("memory")
         row = [point["model"], str(point["image_size"]), point["precision"], f"{measured(point, 'multiply_accumulates'):.2f}"]
         row += [f"{time['forward_s']:.4f}", f"{100 * time['forward_spread']:.0f}"] if time else ["-"] * 2
-        has_products = time and "products_s" in time
-        row += [f"{time['products_s']:.4f}", f"{time['forward_to_products']:.2f}"] if has_products else ["-"] * 2
+        if time and "products_s" in time:
+            row += [f"{time['products_s']:.4f}", f"{time['forward_to_products']:.2f}"]
+        else:
+            row += ["-"] * 2
         rows.append([*row, f"{memory['forward_mib']:.1f}" if memory else "-"])
     return markdown(titles, rows)
 

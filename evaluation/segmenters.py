@@ -9,6 +9,7 @@ from PIL import Image
 from transformers import AutoImageProcessor
 
 from evaluation.backbones import read_model_type, refuse_missing_weights
+from evaluation.register_attention_variants import RATS_FOR_PARTS
 from modeling_rats import RatsForPartSegmentation
 
 
@@ -34,23 +35,23 @@ Segmenter = Callable[[ImageBatch], list[np.ndarray]]  # one (height, width) inte
 def load_rats(model: str, revision: str = "main", part_layer: int | None = None) -> tuple[RatsForPartSegmentation, Any]:
     """Load a RATS model for part segmentation and its image processor, from a folder or the Hub.
 
-    Any RATS checkpoint will do: part maps need only the backbone. `part_layer` reads them from another layer than the
-    model's own (`RatsConfig.part_layer`).
+    Any RATS checkpoint will do, one with another register attention as well (`register_attention_variants`): part maps need
+    only the backbone. `part_layer` reads them from another layer than the model's own (`RatsConfig.part_layer`).
 
     Raises:
         FileNotFoundError: if there is no such folder or repository.
         ValueError: if it is not a RATS model, or if its weights do not fill the backbone.
     """
     model_type = read_model_type(model, revision)
-    if model_type != "rats":
+    if model_type not in RATS_FOR_PARTS:
         raise ValueError(
             f"Model {model!r} has model_type {model_type!r}; the model whose register maps are scored must be of model_type "
-            "'rats'. Choose a RATS checkpoint, and let this one compete: as patch_kmeans:MODEL or attention_heads:MODEL, "
-            "or as registers:MODEL if it has registers."
+            "'rats' or 'rats_variant'. Choose a RATS checkpoint, and let this one compete: as patch_kmeans:MODEL or "
+            "attention_heads:MODEL, or as registers:MODEL if it has registers."
         )
     loaded, info = cast(
         tuple[RatsForPartSegmentation, dict],
-        RatsForPartSegmentation.from_pretrained(model, revision=revision, output_loading_info=True),
+        RATS_FOR_PARTS[model_type].from_pretrained(model, revision=revision, output_loading_info=True),
     )
     if part_layer is not None:
         loaded.config.part_layer = part_layer

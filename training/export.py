@@ -10,8 +10,9 @@ import torch
 from accelerate.utils import broadcast_object_list
 from transformers import PreTrainedModel, ViTImageProcessor
 
-from modeling_rats import RatsForPartSegmentation, RatsImageProcessor
-from training.networks import build_backbone_and_head, build_config
+from evaluation.register_attention_variants import RATS_FOR_PARTS
+from modeling_rats import RatsImageProcessor
+from training.networks import RATS_TYPES, build_backbone_and_head, build_config
 from training.ranks import on_all_ranks
 from training.run_state import Run
 from training.settings import Settings, flat
@@ -21,15 +22,17 @@ _BACKBONE = "backbone."
 
 
 def teacher_model(run: Run) -> PreTrainedModel:
-    """The teacher on this rank's device, in evaluation mode: RatsForPartSegmentation, or the bare backbone of a twin.
+    """The teacher on this rank's device, in evaluation mode.
+
+    RatsForPartSegmentation, with a variant of RATS its RatsVariantForPartSegmentation, and the bare backbone of a twin.
 
     All ranks must call it: FSDP gathers the weights.
     """
     settings = run.settings
     config = build_config(settings.model, settings.data.global_crop_size)
     with torch.random.fork_rng(devices=[]):  # the weights drawn here, on the CPU, are replaced at once
-        if settings.model.model_type == "rats":
-            model: PreTrainedModel = RatsForPartSegmentation(config)
+        if settings.model.model_type in RATS_TYPES:
+            model: PreTrainedModel = RATS_FOR_PARTS[config.model_type](config)
         else:
             model, _ = build_backbone_and_head(settings.model.model_type, config)
     weights = whole_weights(run.teacher)
@@ -41,7 +44,7 @@ def teacher_model(run: Run) -> PreTrainedModel:
 def build_processor(settings: Settings) -> RatsImageProcessor | ViTImageProcessor:
     side_px = settings.training.export_image_size or settings.data.global_crop_size
     size = {"height": side_px, "width": side_px}
-    if settings.model.model_type == "rats":
+    if settings.model.model_type in RATS_TYPES:
         return RatsImageProcessor(size=size)
     mean, std = RatsImageProcessor.image_mean, RatsImageProcessor.image_std
     return ViTImageProcessor(size=size, resample=RatsImageProcessor.resample, image_mean=mean, image_std=std)

@@ -1,17 +1,20 @@
-"""The backbone that a recipe asks for, RATS or one of its twins, and the DINO head on it.
+"""The backbone that a recipe asks for, RATS, a variant or one of its twins, and the DINO head on it.
 
 B batch  L patches  N registers  D hidden
 """
 
 from dataclasses import asdict
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from transformers import Dinov2WithRegistersConfig, Dinov2WithRegistersModel, PreTrainedModel, ViTConfig, ViTModel
 
+from evaluation.register_attention_variants import VARIANTS, RatsVariantConfig, RatsVariantForPreTraining, is_rats
 from modeling_rats import RatsConfig, RatsForPreTraining
 from modeling_rats.modeling_rats import RatsProjectionHead
 from training.settings import ModelSettings
+
+RATS_TYPES = ("rats", *VARIANTS)  # values of the setting model_type whose network is a RATS, with register maps
 
 
 def build_config(settings: ModelSettings, image_size_px: int) -> RatsConfig:
@@ -23,6 +26,8 @@ def build_config(settings: ModelSettings, image_size_px: int) -> RatsConfig:
     fields = asdict(settings)
     del fields["model_type"]
     try:
+        if settings.model_type in VARIANTS:
+            return RatsVariantConfig(**fields, image_size=image_size_px, attention_variant=settings.model_type)
         return RatsConfig(**fields, image_size=image_size_px)
     except Exception as error:  # the strict configuration wraps the reason
         raise ValueError(f"model settings: {error}") from error
@@ -35,11 +40,20 @@ def build_backbone_and_head(model_type: str, config: RatsConfig) -> tuple[PreTra
     like any other, whose mean the head gets as with RATS: what is missing is the bottleneck. It is Dinov2WithRegisters, so it
     also has a class token and LayerScale (initialised at 1). Drop path: none in `vit`, the same in all blocks of `registers`.
 
+    A variant of RATS (`register_attention_variants`) has its weights, drawn alike, and possibly some more.
+
+    Args:
+        model_type: As in ModelSettings.
+        config: That of `build_config` for this model_type.
+
     Raises:
         ValueError: If a twin cannot have the sizes.
     """
-    network = RatsForPreTraining(config)
-    if model_type == "rats":
+    if model_type in VARIANTS:
+        network: RatsForPreTraining = RatsVariantForPreTraining(cast(RatsVariantConfig, config))
+    else:
+        network = RatsForPreTraining(config)
+    if model_type in RATS_TYPES:
         return network.rats, network.head
     sizes = {
         name: getattr(config, name)
@@ -85,7 +99,7 @@ def extract(backbone: PreTrainedModel, pixel_values: torch.Tensor, with_patches:
 
     Without patches RATS leaves out the patch half of its last block, since nothing reads it.
     """
-    if backbone.config.model_type == "rats":
+    if is_rats(backbone.config):
         outputs = backbone(pixel_values, pooled_only=not with_patches)
         registers, patches = outputs.last_hidden_state.split_with_sizes(
             [backbone.config.num_registers, outputs.last_hidden_state.shape[1] - backbone.config.num_registers], dim=1

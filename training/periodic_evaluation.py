@@ -27,7 +27,7 @@ from evaluation.scores import Scores
 from evaluation.segmenters import ImageBatch, Segmenter, rats_segmenter
 from modeling_rats.visualization import draw_part_map, grid, side_by_side
 from training.json_log import JsonLog
-from training.networks import extract
+from training.networks import RATS_TYPES, extract
 from training.ranks import on_all_ranks
 from training.settings import Settings
 
@@ -74,7 +74,7 @@ class PeriodicEvaluation:
     def __init__(self, accelerator: Accelerator, settings: Settings, output: Path, start_step: int = 0):
         self.accelerator, self.settings, self.quiet = accelerator, settings.evaluation, settings.training.quiet
         self.rank, self.ranks = accelerator.process_index, accelerator.num_processes
-        self.has_parts = settings.model.model_type == "rats"
+        self.has_parts = settings.model.model_type in RATS_TYPES
         self.pictures = output / "parts"
         self.pictured: list[Image.Image] = []  # the first images of the data set with masks, on the main process
         self.mask_samples: list[MaskSample] = []  # this rank's share

@@ -3,6 +3,8 @@
 from dataclasses import asdict, dataclass, field
 from typing import Any, NamedTuple
 
+from evaluation.register_attention_variants import VARIANTS
+
 
 @dataclass
 class ModelSettings:
@@ -11,9 +13,10 @@ class ModelSettings:
     model_type: str = field(
         default="rats",
         metadata={
-            "help": "rats; or a twin of the same sizes for comparisons: vit, or registers (a ViT with num_registers plain "
-            "registers).",
-            "choices": ["rats", "vit", "registers"],
+            "help": "rats; a twin of the same sizes for comparisons: vit, or registers (a ViT with num_registers plain "
+            f"registers); or RATS with another register attention for ablations: {', '.join(VARIANTS)} (perceiver with "
+            "partition_registers and communicate false).",
+            "choices": ["rats", "vit", "registers", *VARIANTS],
         },
     )
     hidden_size: int = field(default=384, metadata={"help": "Width D of the tokens."})

@@ -24,11 +24,13 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from evaluation.backbones import SUPPORTED, load_backbone
 from evaluation.readings import Reading
+from evaluation.register_attention_variants import RatsVariantConfig, RatsVariantModel
 from modeling_rats import RatsConfig, RatsForPartSegmentation, RatsImageProcessor, RatsModel
 
 SIZES = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "patch_size": 8, "image_size": 32}
 MEAN, STD = [0.4, 0.5, 0.6], [0.2, 0.25, 0.3]
-NUM_REGISTERS = {"rats": 4, "vit": 0, "dinov2": 0, "dinov2_with_registers": 3, "dinov3_vit": 3}
+NUM_REGISTERS = {"rats": 4, "vit": 0, "dinov2": 0, "dinov2_with_registers": 3, "dinov3_vit": 3, "rats_variant": 4}
+RATS = ("rats", "rats_variant")
 FINAL_NORM = {"dinov3_vit": "norm"}
 GRID = (3, 5)
 
@@ -43,6 +45,9 @@ def build(kind):
             Dinov2WithRegistersConfig(**SIZES, mlp_ratio=2, num_register_tokens=3)
         ),
         "dinov3_vit": lambda: DINOv3ViTModel(DINOv3ViTConfig(**SIZES, intermediate_size=32, num_register_tokens=3)),
+        "rats_variant": lambda: RatsVariantModel(
+            RatsVariantConfig(**SIZES, intermediate_size=32, num_registers=4, attention_variant="register_keys")
+        ),
     }
     with torch.random.fork_rng():
         torch.manual_seed(5)
@@ -56,8 +61,9 @@ def build(kind):
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
     """A folder of each kind, with the image processor that its kind has on the Hub: most would crop or keep the shape."""
+    rats_processor = RatsImageProcessor(size={"height": 32, "width": 32}, ensure_multiple_of=8, image_mean=MEAN, image_std=STD)
     processors = {
-        "rats": RatsImageProcessor(size={"height": 32, "width": 32}, ensure_multiple_of=8, image_mean=MEAN, image_std=STD),
+        **dict.fromkeys(RATS, rats_processor),
         "vit": ViTImageProcessor(image_mean=MEAN, image_std=STD),
         "dinov3_vit": DINOv3ViTImageProcessor(image_mean=MEAN, image_std=STD),
     }
@@ -93,7 +99,7 @@ def test_tokens_are_those_of_the_final_layer_norm_in_their_places(kind, folders,
     assert backbone.patch_size == 8 and backbone.revision is None and not patches.requires_grad
     present = [None if class_token is None else class_token[:, None], registers, patches]
     assert torch.equal(torch.cat([tokens for tokens in present if tokens is not None], dim=1), normed[0])
-    assert [tokens is not None for tokens in present] == [kind != "rats", NUM_REGISTERS[kind] > 0, True]
+    assert [tokens is not None for tokens in present] == [kind not in RATS, NUM_REGISTERS[kind] > 0, True]
     assert registers is None or registers.shape == (2, NUM_REGISTERS[kind], 16)
     assert patches.shape == (2, 15, 16)
 
@@ -127,9 +133,9 @@ def test_attention_maps_are_those_of_the_last_block(kind, folders, pixel_values)
     options = {"interpolate_pos_encoding": True} if kind == "vit" else {}
     with torch.no_grad():
         attention = eager(pixel_values, output_attentions=True, **options).attentions[-1]  # (B, H, queries, keys)
-    if kind == "rats":
-        expected = attention.reshape(2, 4, *GRID)
-        assert torch.allclose(maps.sum(dim=(2, 3)), torch.ones(2, 4))
+    if kind in RATS:  # the variant's keys are the two registers of the head, too
+        expected = attention[..., -15:].reshape(2, 4, *GRID)
+        assert torch.allclose(attention.sum(dim=-1), torch.ones(2, 2, 2)) and (attention.shape[-1] == 15) == (kind == "rats")
     else:
         expected = attention[:, :, 0, -15:].reshape(2, 2, *GRID)
     assert torch.allclose(maps, expected, atol=1e-6) and maps.std() > 0.001

@@ -109,6 +109,7 @@ def test_data_sets_on_the_command_line_replace_those_of_the_recipe(write_recipe)
         (["--steps", "0", "--warmup_steps", "-1"], "steps=0 must be at least 1"),
         (["--batch_size", "0"], "batch_size=0 must be at least 1"),
         (["--log_steps", "0"], "log_steps=0"),
+        (["--model_type", "all_heads", "--warm_start", "vit"], "warm_start=vit fills a RATS; with model_type=all_heads"),
         (["--steps", "600", "--warmup_steps", "600"], "warmup_steps=600 must be less than steps=600"),
         (["--global_crop_size", "60"], "global_crop_size=60 must be a positive multiple of patch_size=8"),
         (["--local_crop_size", "4"], "local_crop_size=4"),

@@ -82,7 +82,7 @@ def one_view(image, random):
     return [torch.zeros(image.height, image.width, 3, dtype=torch.uint8).numpy()]
 
 
-@pytest.mark.parametrize("model_type", ["rats", "vit", "registers"])
+@pytest.mark.parametrize("model_type", ["rats", "vit", "registers", "projected_communicate"])
 def test_a_run_is_described_and_its_first_images_are_decoded(make_source, model_type):
     settings = parse(["--model_type", model_type, "--steps", "100", "--warmup_steps", "0", "--batch_size", "8"])
     told = describe(settings, ViewStream([make_source("few", 40)], one_view, seed=0), num_processes=2)

@@ -106,6 +106,7 @@ def test_without_push_to_hub_or_in_a_dry_run_the_hub_is_not_asked(hub):
         ({"hub_model_id": "owner/a b"}, "hf_writer", "Repo id must"),
         ({"hub_private_repo": True, "hub_model_id": "owner/public"}, "hf_writer", "exists and is public"),
         ({"model_type": "vit", "koleo_weight": 0}, "hf_writer", "model_type=vit is a twin"),
+        ({"model_type": "all_heads"}, "hf_writer", "model_type=all_heads is a twin"),
     ],
 )
 def test_what_would_fail_at_the_end_fails_at_the_start(hub, monkeypatch, training, token, message):

@@ -1,18 +1,21 @@
-"""RATS and its twins: the same sizes and head, and what each gives of an image."""
+"""RATS, its variants and its twins: the same sizes and head, and what each gives of an image."""
 
 import pytest
 import torch
 
-from training.networks import build_backbone_and_head, build_config, extract
+from evaluation.register_attention_variants import VARIANTS
+from training.networks import RATS_TYPES, build_backbone_and_head, build_config, extract
+from training.settings import ModelSettings
 
-TYPES = ["rats", "vit", "registers"]
+TYPES = [*RATS_TYPES, "vit", "registers"]
 
 
 @pytest.fixture
 def build(make_model_settings):
     def build(model_type, **sizes):
         torch.manual_seed(0)
-        config = build_config(make_model_settings(model_type=model_type, **sizes), 32)
+        needs = VARIANTS[model_type].needs if model_type in VARIANTS else {}
+        config = build_config(make_model_settings(model_type=model_type, **sizes, **needs), 32)
         backbone, head = build_backbone_and_head(model_type, config)
         return backbone.eval(), head
 
@@ -70,3 +73,23 @@ def test_a_ratio_that_a_twin_cannot_have_is_refused(build):
 def test_sizes_that_do_not_fit_are_refused(make_model_settings):
     with pytest.raises(ValueError, match=r"(?s)model settings: .*num_registers=9"):
         build_config(make_model_settings(num_registers=9), 32)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_variant_has_its_attention_and_starts_from_the_weights_of_rats(build, variant):
+    (backbone, head), (plain, plain_head) = build(variant), build("rats")
+    assert backbone.config.attention_variant == variant
+    assert all(type(layer.attention) is VARIANTS[variant] for layer in backbone.encoder.layer)
+    for network, other in ((backbone, plain), (head, plain_head)):
+        weights = network.state_dict()
+        assert all(torch.equal(weights[name], tensor) for name, tensor in other.state_dict().items())
+
+
+def test_a_variant_without_what_it_needs_is_refused(make_model_settings):
+    with pytest.raises(ValueError, match=r"(?s)model settings: .*partition_registers=True must be False with .*'perceiver'"):
+        build_config(make_model_settings(model_type="perceiver"), 32)
+
+
+def test_every_type_can_be_asked_for():
+    choices = ModelSettings.__dataclass_fields__["model_type"].metadata["choices"]
+    assert sorted(choices) == sorted(TYPES)

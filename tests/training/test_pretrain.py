@@ -33,6 +33,8 @@ from transformers import (
 
 from evaluation import part_segmentation
 from evaluation.records import read_json_lines
+from evaluation.register_attention_variants import RatsVariantForPartSegmentation
+from evaluation.segmenters import load_rats
 from evaluation.synthetic_parts import write_dataset
 from modeling_rats import RatsForPartSegmentation, RatsImageProcessor, RatsModel
 from training import checkpoint, pretrain, run_state, sources
@@ -646,6 +648,27 @@ def test_a_twin_becomes_a_folder_of_its_own_class(make_arguments, tmp_path, mode
         pixel_values, RatsImageProcessor(size={"height": 32, "width": 32})(images, return_tensors="pt").pixel_values
     )
     assert "rankme" in read_json_lines(tmp_path / "log.jsonl")[-1]
+
+
+def test_a_variant_is_measured_and_becomes_a_folder_that_can_be_scored(make_arguments, tmp_path):
+    without = {"partition_registers": False, "communicate": False}
+    pretrain.main(make_arguments(tmp_path, model_type="perceiver", steps=3, eval_steps=2, eval_pictures=1, **without))
+    assert [path.name for path in sorted((tmp_path / "parts").iterdir())] == ["step_00000002.png", "step_00000003.png"]
+    folder, teacher = tmp_path / "model", last_state(tmp_path)["teacher"]
+    saved = json.loads((folder / "config.json").read_text())
+    assert saved["attention_variant"] == "perceiver" and "auto_map" not in saved
+    loaded, processor = load_rats(str(folder))
+    assert type(loaded) is RatsVariantForPartSegmentation and type(processor) is RatsImageProcessor
+    expected = RatsVariantForPartSegmentation(loaded.config).eval()
+    expected.rats.load_state_dict({name: teacher[f"backbone.{name}"] for name in expected.rats.state_dict()})
+    inputs = processor(Image.new("RGB", (50, 30), "red"), return_tensors="pt")
+    with torch.no_grad():
+        assert torch.equal(loaded(**inputs).similarities, expected(**inputs).similarities)
+
+
+def test_a_variant_without_what_it_needs_is_refused(make_arguments, tmp_path):
+    with pytest.raises(SystemExit, match=r"(?s)model settings: .*set partition_registers=False"):
+        pretrain.main(make_arguments(tmp_path / "run", model_type="perceiver"))
 
 
 def test_koleo_is_logged_and_changes_the_training(make_arguments, tmp_path, finished):
