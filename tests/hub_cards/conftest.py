@@ -90,7 +90,7 @@ def write_scores(model_folder, tmp_path):
                 "limit": None,
                 **settings,
             },
-            "model_config": {name: config[name] for name in SUMMARY_OF_CONFIG},
+            "model_config": {name: config[name] for name in SUMMARY_OF_CONFIG if name in config},
             "versions": {"python": "3.11.7", "torch": "2.14.1"},
             "date": "2026-11-23T06:48:02+00:00",
         }
