@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import evaluate
@@ -96,16 +97,28 @@ def test_huge_ids_give_the_same_table():
     assert huge.true_labels.tolist() == [label * 10**7 for label in small.true_labels.tolist()]
 
 
-@pytest.mark.parametrize("id_step, limit_s", [(1, 0.010), (10**6, 0.020)])  # large ids need another way of counting
-def test_a_512_pair_takes_milliseconds(id_step, limit_s):
-    """The table and all scores, with 192 segments, 134 regions and an ignored label."""
+@pytest.mark.parametrize("id_step", [1, 10**6])  # large ids need another way of counting
+def test_a_512_pair_takes_no_longer_than_sorting_its_pixels(id_step):
+    """The table and all scores, with 192 segments, 134 regions and an ignored label.
+
+    Both took 6 to 8 ms on the machine that the project was made on, in any relation from 0.90 to 1.06; a limit in
+    milliseconds would test the machine.
+    """
     predicted, true = (np.kron(mask, np.ones((8, 8), int)) for mask in random_masks(4, 64, 64, segments=192, regions=134))
-    durations_s = []
-    for _ in range(20):  # of the processor, and the fastest: what else the machine does shall not count
-        start = time.process_time()
+
+    def score() -> None:
         image_scores(contingency_table(predicted * id_step, true * id_step, ignore_label=7 * id_step))
-        durations_s.append(time.process_time() - start)
-    assert min(durations_s) < limit_s
+
+    def sort() -> None:
+        np.unique(predicted * 192 + true)
+
+    durations_s: dict[Callable, list[float]] = {score: [], sort: []}
+    for _ in range(20):  # in turns, of the processor, and the fastest: what else the machine does shall not count
+        for function, measured in durations_s.items():
+            start = time.process_time()
+            function()
+            measured.append(time.process_time() - start)
+    assert min(durations_s[score]) < 1.5 * min(durations_s[sort])
 
 
 @pytest.mark.parametrize(
