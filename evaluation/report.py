@@ -20,6 +20,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import ScalarFormatter
 
+from evaluation.competitors import TOKEN_TITLES
 from evaluation.scores import COLUMNS
 
 SCORES = {name: title for name, title in COLUMNS.items() if name not in ("images", "segments_used")}
@@ -129,21 +130,27 @@ def _rows(record: Mapping[str, Any]) -> list[Row]:
     model = _name_of_model(settings["model"])
     size = settings["image_size"]
     size = size if isinstance(size, int) else f"{size['width']} x {size['height']}"
-    details = f"{model} at {size} px, {record['date'].split('T')[0]}"
-    first = next(iter(record["scores"]))  # whose number of segments others follow
-    followed = model if first == "model" else first.replace("of the model", f"of {model}")
+    details = [f"{model} at {size} px"]
+    details += [f"{name} {settings[name]}" for name in ("part_layer", "seed") if settings.get(name) is not None]
+    details += [record["date"].split("T")[0]]
+    names = {title: _name_of_row(record, title, model, size) for title in record["scores"]}
+    followed = names[next(iter(record["scores"]))]  # whose number of segments others follow
     rows = []
     for title, scores in record["scores"].items():
-        own = {"model": model, "untrained": f"{model}, untrained"}.get(title)
-        method, *amount = title.replace("of the model", f"of {model}").rsplit(", ", 1)
-        if own:
-            rows.append(Row(f"{own} ({size} px)", own, scores, details))
-        elif record["competitors"][title]["num_segments"] is None:  # the title says nothing of a number
-            rows.append(Row(", ".join([method, *amount]), ", ".join([method, *amount]), scores, details))
-        else:
-            wanted = amount[0].replace("same number of segments", f"as many segments as {followed}")
-            rows.append(Row(f"{method}, {wanted}", method, scores, details))
+        name, competitor = names[title], record["competitors"][title]
+        amount = competitor["num_segments"]
+        wanted = {None: "", "same": f", as many segments as {followed}"}.get(amount, f", {amount} segments")
+        rows.append(Row(name + wanted, name, scores, ", ".join(details)))
     return rows
+
+
+def _name_of_row(record: Mapping[str, Any], title: str, model: str, size: int | str) -> str:
+    """What a row is, without its number of segments; of those that see the images at the input size with that size."""
+    name = {"model": model, "untrained": f"{model}, untrained"}.get(title, title.replace("of the model", f"of {model}"))
+    competitor = record["competitors"][title]
+    if competitor["num_segments"] is not None:
+        name, _ = name.rsplit(", ", 1)
+    return f"{name} ({size} px)" if title in ("model", "untrained") or competitor["method"] in TOKEN_TITLES else name
 
 
 def _name_of_model(model: str) -> str:

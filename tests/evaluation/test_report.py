@@ -86,9 +86,9 @@ def test_rows_are_named_by_whose_number_of_segments_they_follow():
     followed["competitors"][first] = {"method": "registers", "model": "owner/rats-tiny", "num_segments": None}
     (data_set,) = merge([record(), followed])
     found = {row.name: row.scores["segments_used"] for row in data_set.rows}
-    assert found["color k-means, as many segments as owner/rats-tiny"] == 6.5
-    assert found["color k-means, as many segments as registers of owner/rats-tiny (centered)"] == 9
-    assert found["registers of owner/rats-tiny (centered)"] == 9 and len(found) == 5
+    assert found["color k-means, as many segments as owner/rats-tiny (224 px)"] == 6.5
+    assert found["color k-means, as many segments as registers of owner/rats-tiny (centered) (224 px)"] == 9
+    assert found["registers of owner/rats-tiny (centered) (224 px)"] == 9 and len(found) == 5
 
 
 def test_records_of_several_data_sets_and_models_become_one_report(tmp_path, capsys):
@@ -108,10 +108,10 @@ def test_records_of_several_data_sets_and_models_become_one_report(tmp_path, cap
     of_all, of_parts, of_things = tables
     assert [row[0] for row in of_parts[1:]] == [
         "owner/rats-tiny (224 px)",
-        "color k-means, as many segments as owner/rats-tiny",
+        "color k-means, as many segments as owner/rats-tiny (224 px)",
         TWELVE,  # told once
         "owner/rats-other (224 px)",
-        "color k-means, as many segments as owner/rats-other",
+        "color k-means, as many segments as owner/rats-other (224 px)",
     ]
     assert of_parts[0][1:] == ["segments", "M2O", "M2O fg", "O2O", "O2O fg", "ARI", "ARI fg", "BF"]
     assert of_parts[4][1:] == ["6.5", "45.0", "46.0", "47.0", "48.0", "49.0", "50.0", "51.0"] and len(of_things) == 4
@@ -139,7 +139,7 @@ def test_one_data_set_needs_no_overview_and_undefined_scores_are_dashes(tmp_path
 
 def test_rows_of_one_method_are_a_curve():
     (data_set,) = merge([record()])
-    assert [row.curve for row in data_set.rows] == ["owner/rats-tiny", "color k-means", "color k-means"]
+    assert [row.curve for row in data_set.rows] == ["owner/rats-tiny (224 px)", "color k-means", "color k-means"]
     assert overview([data_set])[0] == [
         "", f"{data_set.title}: M2O", f"{data_set.title}: ARI", "mean M2O", "mean ARI"
     ]  # fmt: skip
@@ -152,16 +152,31 @@ def test_models_are_told_by_the_name_of_their_run_and_never_by_a_path(tmp_path):
     one["scores"] |= {title: scores(20, 8), "attention heads of the model": scores(20, 9)}
     of_model = {"method": "patch_kmeans", "model": one["settings"]["model"]}
     one["competitors"] |= {
-        title: of_model | {"num_segments": 8}, "attention heads of the model": of_model | {"num_segments": None}
+        title: of_model | {"num_segments": 8},
+        "attention heads of the model": of_model | {"num_segments": None, "method": "attention_heads"},
     }  # fmt: skip
     (data_set,) = merge([one])
     assert [(row.name, row.curve) for row in data_set.rows] == [
-        ("quickstart (224 px)", "quickstart"),
-        ("color k-means, as many segments as quickstart", "color k-means"),
+        ("quickstart (224 px)", "quickstart (224 px)"),
+        ("color k-means, as many segments as quickstart (224 px)", "color k-means"),
         (TWELVE, "color k-means"),
-        ("patch k-means of quickstart, 8 segments", "patch k-means of quickstart"),
-        ("attention heads of quickstart", "attention heads of quickstart"),
+        ("patch k-means of quickstart (224 px), 8 segments", "patch k-means of quickstart (224 px)"),
+        ("attention heads of quickstart (224 px)", "attention heads of quickstart (224 px)"),
     ]
+
+
+def test_one_model_at_two_sizes_stands_in_one_table_and_two_seeds_are_told_apart():
+    large = record(offset=5, image_size=448)
+    (data_set,) = merge([record(), large])
+    assert [row.name for row in data_set.rows] == [
+        "owner/rats-tiny (224 px)",
+        "color k-means, as many segments as owner/rats-tiny (224 px)",
+        TWELVE,
+        "owner/rats-tiny (448 px)",
+        "color k-means, as many segments as owner/rats-tiny (448 px)",
+    ]
+    with pytest.raises(ValueError, match=r"at 224 px, seed 0, 2026-01-02; owner/rats-tiny at 224 px, part_layer -2, seed 1, "):
+        merge([record(seed=0), record(offset=1, seed=1, part_layer=-2)])
 
 
 def changed(**entries):
