@@ -9,6 +9,7 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -210,8 +211,10 @@ def read_model_type(name: str, revision: str = "main") -> str | None:
     """The model_type in the configuration of a folder or repository.
 
     Raises:
-        FileNotFoundError: If there is no such folder or repository.
+        FileNotFoundError: If there is no such folder or repository, or it holds no configuration.
     """
+    if Path(name).is_dir() and not (Path(name) / "config.json").is_file():
+        raise FileNotFoundError(f"Model {name!r} is a folder without config.json; it must be one that save_pretrained wrote.")
     try:
         config, _ = PreTrainedConfig.get_config_dict(name, revision=revision)
     except OSError as error:

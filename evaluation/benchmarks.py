@@ -75,7 +75,9 @@ def open_benchmark(
     if dataset is None or (root is None and not benchmark.hub_has_masks):
         raise ValueError(_needs_root(benchmark))
     if root is not None and not Path(dataset).exists():  # else it could be taken for a name on the Hub
-        raise FileNotFoundError(f"root={root} does not exist; it must be the data set's folder. {benchmark.notes}")
+        raise FileNotFoundError(
+            f"root={root} does not exist; it must be the data set's folder. Check the spelling and the working folder."
+        )
     columns = benchmark.image_column, benchmark.mask_column
     rows = open_mask_dataset(dataset, config, benchmark.split, *columns, revision)
     stream = mask_rows(rows, *columns, benchmark.ignore_label, limit)

@@ -107,11 +107,15 @@ def competitors(
             kind or lacks weights, or one without registers is asked for register maps.
     """
     parsed = [_Specification.parse(text) for text in specifications]
-    first = _Specification.parse(reference) if reference else None
+    # The model's own part map is followed without any reference; who names it means just that.
+    first = _Specification.parse(reference) if reference and reference != OWN_MODEL else None
     if first and (first.method in BASELINES or first.method == "patch_kmeans"):
         raise ValueError(
-            f"Reference {reference!r} makes a wanted number of segments; it must be a row whose own number others follow."
+            f"Reference {reference!r} makes a wanted number of segments; it must be a competitor whose own number others "
+            "follow: registers, attention_heads, random_registers or label_maps."
         )
+    if first and reference in specifications:
+        raise ValueError(f"{reference!r} is the reference, which is a row already; leave it out of the baselines.")
     num_segments = _checked((SAME, model.config.num_registers) if num_segments is None else num_segments)
     size = input_size(processor, image_size_px)
     own_name, own_revision = model.name_or_path or None, getattr(model.config, "_commit_hash", None)

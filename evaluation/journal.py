@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from evaluation.records import read_json_lines, write_json
+from evaluation.records import read_json_lines, refuse_folder, write_json
 
 
 class Journal:
@@ -20,25 +20,28 @@ class Journal:
         rank: Of this process; each writes a file of its own.
 
     Raises:
-        ValueError: If there is an unfinished run with other settings.
+        IsADirectoryError: If the record would have the name of a folder.
+        ValueError: If there is an unfinished run with other settings, of which a batch is finished.
     """
 
     def __init__(self, output: str | Path, settings: dict[str, Any], rank: int = 0):
         output = Path(output)
+        refuse_folder(output)
         self.folder = output.with_name(f".{output.name}.journal")
         self.folder.mkdir(parents=True, exist_ok=True)
         self._check(output, json.loads(json.dumps(settings)))
         self.path = self.folder / f"rank{rank:05d}.jsonl"
         self.finished = {entry["batch"] for entry in self._read()}
-        kept = read_json_lines(self.path)  # without a line that was cut off
-        temporary = self.path.with_suffix(".tmp")
-        temporary.write_text("".join(json.dumps(entry) + "\n" for entry in kept))
-        os.replace(temporary, self.path)
-        self._file = open(self.path, "a", buffering=1)  # noqa: SIM115 (open as long as the run)
+        kept = read_json_lines(self.path)
+        if kept:  # without a line that was cut off
+            temporary = self.path.with_suffix(".tmp")
+            temporary.write_text("".join(json.dumps(entry) + "\n" for entry in kept))
+            os.replace(temporary, self.path)
 
     def write(self, batch: int, entry: dict[str, Any]) -> None:
         """One batch is finished."""
-        self._file.write(json.dumps({"batch": batch, **entry}) + "\n")
+        with open(self.path, "a") as file:  # made by the first batch: one without any binds nobody to its settings
+            file.write(json.dumps({"batch": batch, **entry}) + "\n")
 
     def entries(self, num_batches: int) -> list[dict[str, Any]]:
         """The lines of all ranks, in the order of the batches.
@@ -57,7 +60,6 @@ class Journal:
 
     def remove(self) -> None:
         """The record is written; the journal has done its work."""
-        self._file.close()
         shutil.rmtree(self.folder)
 
     def _read(self) -> list[dict[str, Any]]:
@@ -65,7 +67,7 @@ class Journal:
 
     def _check(self, output: Path, settings: dict[str, Any]) -> None:
         path = self.folder / "settings.json"
-        if not path.is_file():
+        if not path.is_file() or not any(self.folder.glob("rank*.jsonl")):
             write_json(path, settings)  # all ranks write the same
             return
         written = json.loads(path.read_text())

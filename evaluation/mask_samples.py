@@ -141,18 +141,27 @@ def _decode(image: Any, mask: Any, subject: str, ignore_label: int | None) -> Ma
             f"The image of {subject} is a {type(image).__name__}; the column must hold images. Cast it with "
             "dataset.cast_column(name, datasets.Image()) and save the data set again, or choose another column."
         )
+    if mask is None:
+        raise ValueError(f"The mask of {subject} is missing; each image that is scored needs one. Leave the row out.")
     try:
-        return check_sample(
-            decode_image(image),
-            np.asarray(datasets.Image().decode_example(mask) if _is_file(mask) else mask),
-            subject,
-            ignore_label,
-        )
+        true = np.asarray(datasets.Image().decode_example(mask) if _is_file(mask) else _rectangle(mask, subject))
+        return check_sample(decode_image(image), true, subject, ignore_label)
     except OSError as error:
         raise ValueError(
             f"The image or mask of {subject} cannot be decoded ({error}); all images that are scored must be readable. Mend "
             "the data set or leave the row out."
         ) from error
+
+
+def _rectangle(mask: Any, subject: str) -> Any:
+    """A mask of rows of integers, if the rows are equally long."""
+    lengths = {len(row) for row in mask if isinstance(row, list)} if isinstance(mask, list) else set()
+    if len(lengths) > 1:
+        raise ValueError(
+            f"The mask of {subject} has rows of {min(lengths)} to {max(lengths)} pixels; all must be equally long, (height, "
+            "width). Mend the row or leave it out."
+        )
+    return mask
 
 
 def _is_file(value: Any) -> bool:

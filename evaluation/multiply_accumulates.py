@@ -37,7 +37,13 @@ def find_architecture(name: str) -> PreTrainedConfig:
     """
     if name in ARCHITECTURES:
         return ARCHITECTURES[name]
-    config = AutoConfig.from_pretrained(name)
+    try:
+        config = AutoConfig.from_pretrained(name)
+    except (OSError, ValueError) as error:
+        raise type(error)(
+            f"{name} is no architecture that is known ({', '.join(ARCHITECTURES)}) and no model that could be read ({error}). "
+            "Name one of these, or the folder or Hub name of a RATS or ViT model."
+        ) from error
     if config.model_type not in ("rats", "vit"):
         raise ValueError(
             f"{name} is a model of type {config.model_type}, whose cost no formula here describes; it must be of type rats or "

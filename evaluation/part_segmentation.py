@@ -8,8 +8,9 @@ images, of which a rank holds two batches at a time; an interrupted run goes on 
 """
 
 import argparse
+import math
 import sys
-from collections.abc import Iterable, Sequence, Sized
+from collections.abc import Iterable, Mapping, Sequence, Sized
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -119,6 +120,14 @@ def run(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     state.wait_for_everyone()
     collected = collect(journal.entries(num_batches))
     summaries = {row: score.summary() for row, score in collected.scores.items()}
+    state.wait_for_everyone()  # all have read the journal
+    if all(math.isnan(summary["m2o_miou"]) for summary in summaries.values()):
+        if state.is_main_process:
+            journal.remove()
+        raise ValueError(
+            f"No pixel of the {summaries['model']['images']} images counts: all have the ignored label {data.ignore_label}, so "
+            "there is nothing to score. Give another --ignore_label, or another split."
+        )
     record = {
         "scores": summaries,
         "competitors": {
@@ -139,26 +148,32 @@ def run(arguments: Sequence[str] | None = None) -> dict[str, Any]:
         },
         **describe_run("evaluation.part_segmentation", arguments),
     }
-    state.wait_for_everyone()  # all have read the journal
     if state.is_main_process:
         write_json(options.output, record)
         journal.remove()
         if drawn:
             drawn.draw_overview()
-        print(format_table(summaries))
-        for title, counted in collected.classes.items():
-            over_all = counted.summary()
-            print(
-                f"{title}, matched once for all images: M2O {over_all['dataset_m2o_miou']:.1f}, "
-                f"O2O {over_all['dataset_o2o_miou']:.1f}, {over_all['dataset_m2o_accuracy']:.1f} % of the pixels; a part's "
-                f"most frequent register has {over_all['part_share_top1']:.1f} % of it, on maps of other images "
-                f"{over_all['part_share_top1_of_others']:.1f} %"
-            )
-        images, seconds = summaries["model"]["images"], collected.seconds / state.num_processes
-        outside = 100 * (1 - collected.seconds_in_model / collected.seconds)
-        print(f"{images / seconds:.1f} images/s; {outside:.0f} % of the time outside the model's forward passes")
+        print(format_record(record))
         print(f"Written to {options.output}")
     return record
+
+
+def format_record(record: Mapping[str, Any]) -> str:
+    """The table of scores, what registers mean over all images, and the speed, as they are printed."""
+    lines = [format_table(record["scores"])]
+    for title, over_all in record["register_classes"].items():
+        lines.append(
+            f"{title}, matched once for all images: M2O {over_all['dataset_m2o_miou']:.1f}, "
+            f"O2O {over_all['dataset_o2o_miou']:.1f}, {over_all['dataset_m2o_accuracy']:.1f} % of the pixels; a part's "
+            f"most frequent register has {over_all['part_share_top1']:.1f} % of it, on maps of other images "
+            f"{over_all['part_share_top1_of_others']:.1f} %"
+        )
+    time, images = record["time"], record["scores"]["model"]["images"]
+    lines.append(
+        f"{images * time['processes'] / time['seconds']:.1f} images/s with all rows; "
+        f"{100 * time['share_outside_model']:.0f} % of the time outside the model's own forward passes"
+    )
+    return "\n".join(lines)
 
 
 class Data(NamedTuple):
@@ -188,7 +203,7 @@ def open_data(options: argparse.Namespace) -> Data:
         FileNotFoundError: If something is not there.
         ValueError: If options do not fit together.
     """
-    told = ("dataset", "config", "split", "ignore_label")
+    told = ("dataset", "config", "split", "ignore_label", "image_column", "mask_column", "labels_are_classes")
     if options.benchmark:
         given = [f"--{name}" for name in told if getattr(options, name) is not None]
         if given:
@@ -208,16 +223,21 @@ def open_data(options: argparse.Namespace) -> Data:
             num_images,
             record.num_labels is not None,
         )
-    if options.dataset is None or options.root is not None:
+    if options.dataset is None:
         raise ValueError(
             "the images are missing: give --dataset NAME_OR_PATH, or --benchmark NAME with --root DIR (`python -m "
             "evaluation.benchmarks` lists the names)."
         )
-    columns = (options.image_column, options.mask_column)
+    if options.root is not None:
+        raise ValueError(
+            f"--root {options.root} is the folder of a --benchmark's files, and --dataset {options.dataset} was given; leave "
+            "--root out (--dataset takes a folder), or name the --benchmark instead of --dataset."
+        )
+    columns = (options.image_column or "image", options.mask_column or "mask")
     stream = open_mask_dataset(options.dataset, options.config, options.split, *columns, options.dataset_revision)
     rows = mask_rows(stream, *columns, options.ignore_label, options.limit)
     num_images = number_of_rows(stream, options.limit)
-    return Data(options.dataset, str(stream.split), rows, options.ignore_label, num_images, options.labels_are_classes)
+    return Data(options.dataset, str(stream.split), rows, options.ignore_label, num_images, bool(options.labels_are_classes))
 
 
 class Pictures:
@@ -272,12 +292,13 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--config", help="configuration of the data set")
     parser.add_argument("--dataset_revision", help="branch, tag or commit of a data set on the Hub; default: its newest state")
     parser.add_argument("--split", help="default: validation; a single file has none")
-    parser.add_argument("--image_column", default="image")
-    parser.add_argument("--mask_column", default="mask")
+    parser.add_argument("--image_column", help="of --dataset; default: image")
+    parser.add_argument("--mask_column", help="of --dataset; default: mask")
     parser.add_argument("--ignore_label", type=int, help="true label whose pixels do not count")
     parser.add_argument(
         "--labels_are_classes",
         action="store_true",
+        default=None,
         help="a label is the same class in all images: match registers to classes over the whole data set, too",
     )
     parser.add_argument("--image_size", type=_positive, metavar="PX", help="side of the input; default: the processor's")

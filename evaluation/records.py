@@ -66,6 +66,16 @@ def fingerprint_of_data(samples: Iterable[str]) -> str:
     return hashlib.blake2b("".join(sorted(samples)).encode(), digest_size=16).hexdigest()
 
 
+def refuse_folder(output: str | Path) -> None:
+    """Called before the work, since a record cannot take a folder's name.
+
+    Raises:
+        IsADirectoryError: If there is a folder of this name.
+    """
+    if Path(output).is_dir():
+        raise IsADirectoryError(f"output={output} is a folder; it must be the name of a JSON file. Name one, such as in it.")
+
+
 def write_json(path: str | Path, record: Any) -> None:
     """Write a record whole or not at all; nan becomes null, since JSON has none."""
     path = Path(path)

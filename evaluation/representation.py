@@ -27,7 +27,7 @@ from evaluation.frozen_features import KINDS, FrozenFeatures, SplitFeatures, che
 from evaluation.labelled_images import Label, number_labels, open_labelled_images, read_labelled_images
 from evaluation.linear_probe import LEARNING_RATES, linear_probe
 from evaluation.mask_samples import number_of_rows
-from evaluation.records import describe_run, fingerprint_of_weights, write_json
+from evaluation.records import describe_run, fingerprint_of_weights, refuse_folder, write_json
 from evaluation.top_accuracies import places_of_true_class, positions_among, top_accuracies
 
 PROTOCOL = (
@@ -154,6 +154,7 @@ def run(arguments: Sequence[str] | None = None) -> dict[str, Any] | None:
     arguments, start = sys.argv[1:] if arguments is None else list(arguments), time.perf_counter()
     options = _parser().parse_args(arguments)
     state = PartialState(cpu=not torch.accelerator.is_available())
+    refuse_folder(options.output)
     _check_splits(options)
     if options.quiet or not sys.stderr.isatty():
         disable_progress_bar()  # of transformers, which shows one for loading weights anywhere

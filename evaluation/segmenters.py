@@ -76,9 +76,18 @@ def rats_segmenter(model: RatsForPartSegmentation, processor: Any, image_size_px
         model: in evaluation mode.
         processor: its image processor.
         image_size_px: side of the square input; the processor's own size by default.
+
+    Raises:
+        ValueError: if that side is no whole number of patches.
     """
     size = {} if image_size_px is None else {"size": {"height": image_size_px, "width": image_size_px}}
     one_by_one = getattr(processor, "ensure_multiple_of", None) is not None  # inputs then differ in shape
+    patch = model.config.patch_height_width
+    if image_size_px is not None and not one_by_one and any(image_size_px % side for side in patch):
+        raise ValueError(
+            f"image_size={image_size_px} px is no multiple of the model's patches of {patch[0]} x {patch[1]} px (height x "
+            "width); each side must hold whole patches. Give another --image_size."
+        )
 
     @torch.inference_mode()
     def segment(batch: ImageBatch) -> list[np.ndarray]:

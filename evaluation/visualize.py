@@ -54,7 +54,7 @@ def run(arguments: Sequence[str] | None = None) -> list[Path]:
     parser.add_argument("--dataset", help="or a data set: Hub name, folder or file")
     parser.add_argument("--config", help="configuration of the data set")
     parser.add_argument("--dataset_revision", help="branch, tag or commit of a data set on the Hub; default: its newest state")
-    parser.add_argument("--split", default="train")
+    parser.add_argument("--split", help="default: train; a single file has none")
     parser.add_argument("--image_column", help="found when there is one")
     parser.add_argument("--num_pictures", type=int, default=8, help="images of the data set to draw")
     parser.add_argument("--model", required=True, help="folder or Hub name of a RATS model")
@@ -71,7 +71,9 @@ def run(arguments: Sequence[str] | None = None) -> list[Path]:
     if given.images:
         images = _read_files(given.images)
     else:
-        rows, column = open_images(given.dataset, given.config, given.split, given.image_column, given.dataset_revision)
+        rows, column = open_images(
+            given.dataset, given.config, given.split or "train", given.image_column, given.dataset_revision
+        )
         images = _read_rows(islice(rows, given.num_pictures), column)
     paths = draw_part_maps(images, segment, given.output)
     print(f"{len(paths)} pictures in {given.output}")

@@ -43,3 +43,15 @@ def test_an_unfinished_run_with_other_settings_is_refused(tmp_path):
         Journal(tmp_path / "scores.json", SETTINGS | {"seed": 1})
     assert Journal(tmp_path / "other.json", SETTINGS | {"seed": 1}).finished == set()
     assert json.loads((tmp_path / ".scores.json.journal" / "settings.json").read_text())["seed"] == 0
+
+
+def test_a_run_that_finished_nothing_binds_nobody_and_a_folder_is_no_record(tmp_path):
+    Journal(tmp_path / "scores.json", SETTINGS)  # such as one that failed at its first image
+    corrected = Journal(tmp_path / "scores.json", SETTINGS | {"seed": 1})
+    corrected.write(0, {})
+    with pytest.raises(ValueError, match="seed was 1 and is now 0"):
+        Journal(tmp_path / "scores.json", SETTINGS)
+    (tmp_path / "results").mkdir()
+    with pytest.raises(IsADirectoryError, match=r"results is a folder; it must be the name of a JSON file"):
+        Journal(tmp_path / "results", SETTINGS)
+    assert not (tmp_path / ".results.journal").exists()

@@ -74,6 +74,11 @@ def test_a_model_of_another_type_is_refused(tmp_path):
         find_architecture(str(tmp_path))
 
 
+def test_a_name_that_is_none_is_answered_with_those_that_are_known(tmp_path):
+    with pytest.raises(OSError, match=r"rats-x is no architecture that is known \(rats-s, rats-b, .*Name one of these"):
+        find_architecture(str(tmp_path / "rats-x"))
+
+
 @pytest.mark.parametrize(("image_size", "remedy"), [(100, "96 or 112"), (8, "16")])
 def test_a_size_that_patches_do_not_fill_is_refused(image_size, remedy):
     with pytest.raises(ValueError, match=rf"{image_size} px is no positive multiple .* vit-b, 16 px.*{re.escape(remedy)}\."):

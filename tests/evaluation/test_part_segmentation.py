@@ -320,8 +320,9 @@ def test_an_interrupted_run_goes_on_and_ends_as_one_that_was_not(model_folder, d
         patch.setattr(Journal, "write", interrupted_write)
         run(model_folder, data_folder, *again)
     assert not (tmp_path / "rest.json").exists()
-    with pytest.raises(SystemExit, match="seed was 0 and is now 1"):
-        run(model_folder, data_folder, *again, "--seed", "1")
+    if lost > 0:
+        with pytest.raises(SystemExit, match="seed was 0 and is now 1"):
+            run(model_folder, data_folder, *again, "--seed", "1")
     monkeypatch.setattr(Journal, "write", lambda self, batch, entry: (scored.append(batch), write(self, batch, entry)))
     run(model_folder, data_folder, *again)
     assert scored == list(range(lost, 3))
@@ -427,8 +428,54 @@ def test_a_benchmark_is_the_data_set_that_its_record_tells(model_folder, data_fo
     assert record["scores"] != run(model_folder, data_folder, "--limit", "3")["scores"]
     with pytest.raises(SystemExit, match=r"--benchmark things was given with --ignore_label"):
         part_segmentation.main([*options, "--benchmark", "things", "--root", data_folder, "--ignore_label", "0"])
+    with pytest.raises(SystemExit, match=r"--benchmark things was given with --image_column, --labels_are_classes"):
+        named = ["--image_column", "image", "--labels_are_classes"]
+        part_segmentation.main([*options, "--benchmark", "things", "--root", data_folder, *named])
     with pytest.raises(SystemExit, match=r"images are missing: give --dataset"):
         part_segmentation.main([*options, "--root", data_folder])
+    with pytest.raises(SystemExit, match=r"--root \S+ is the folder of a --benchmark's files, and --dataset \S+ was given"):
+        run(model_folder, data_folder, "--root", data_folder)
+
+
+@pytest.mark.parametrize(
+    "mask, message",
+    [
+        (None, "mask of row 1 is missing; each image that is scored needs one"),
+        ([[0, 1], [0]], r"mask of row 1 has rows of 1 to 2 pixels; all must be equally long"),
+    ],
+)
+def test_masks_that_are_none_are_named(mask, message, model_folder, tmp_path):
+    rows = make_rows(3)
+    rows["mask"] = [[[0, 1], [0, 2]], mask, [[0, 0], [1, 1]]]
+    with pytest.raises(SystemExit, match=message):
+        run(model_folder, save_rows(tmp_path / "data", rows))
+
+
+def test_images_of_which_no_pixel_counts_are_refused_and_bind_no_later_run(model_folder, tmp_path):
+    rows = make_rows(3)
+    rows["mask"] = [Image.new("L", image.size, 7) for image in rows["image"]]
+    folder = save_rows(tmp_path / "data", rows)
+    with pytest.raises(SystemExit, match=r"No pixel of the 3 images counts: all have the ignored label 7"):
+        run(model_folder, folder, "--ignore_label", "7", "--output", str(tmp_path / "new" / "scores.json"))
+    assert not list((tmp_path / "new").iterdir())
+    run(model_folder, folder, "--output", str(tmp_path / "new" / "scores.json"))
+
+
+@pytest.mark.parametrize(
+    "more, message",
+    [
+        (("--output", "."), r"output=\. is a folder; it must be the name of a JSON file"),
+        (("--image_size", "36"), r"image_size=36 px is no multiple of the model's patches of 8 x 8 px"),
+        (("--baselines", "registers:empty"), r"'empty' is a folder without config\.json"),
+        (("--reference", "grid"), r"makes a wanted number of segments; it must be a competitor"),
+        (("--reference", "random_registers", "--baselines", "random_registers"), "is the reference, which is a row already"),
+    ],
+)
+def test_runs_that_cannot_begin_end_with_a_sentence(more, message, model_folder, data_folder, tmp_path):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(SystemExit, match=message):
+        run(model_folder, data_folder, *more)
+    assert [path.name for path in tmp_path.iterdir()] == ["empty"]
 
 
 def test_an_unreadable_image_is_named(model_folder, tmp_path):

@@ -283,6 +283,8 @@ def test_classes_that_nothing_was_learnt_of_are_told(models, tmp_path, capsys):
 def test_what_cannot_be_measured_ends_with_a_sentence(models, data, tmp_path, more, message):
     with pytest.raises(SystemExit, match=message):
         run(models["rats"], data, *more, "--output", str(tmp_path / "scores.json"))
+    with pytest.raises(SystemExit, match=r"output=\S+ is a folder"):
+        run(models["rats"], data, "--output", str(tmp_path))
     assert not list(tmp_path.iterdir())
 
 
