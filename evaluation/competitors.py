@@ -2,13 +2,13 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from evaluation.backbones import Backbone, load_backbone
 from evaluation.baselines import BASELINE_TITLES, BASELINES
 from evaluation.label_maps import label_map_segmenter, read_description
 from evaluation.readings import PAPER, Reading
+from evaluation.records import short_name
 from evaluation.segmenters import Segmenter, baseline_segmenter, rats_segmenter, untrained_like
 from evaluation.token_segmenters import (
     InputSize,
@@ -220,10 +220,7 @@ def _amount(num_segments: int | str) -> str:
 
 
 def _short(name: str) -> str:
-    """A model's name in a title: of a folder its own name, since where it lies says nothing to others."""
-    if name == OWN_MODEL:
-        return "the model"
-    return Path(name).resolve().name if Path(name).is_dir() else name
+    return "the model" if name == OWN_MODEL else short_name(name)
 
 
 def _checked(num_segments: Sequence[int | str]) -> Sequence[int | str]:

@@ -66,6 +66,15 @@ def fingerprint_of_data(samples: Iterable[str]) -> str:
     return hashlib.blake2b("".join(sorted(samples)).encode(), digest_size=16).hexdigest()
 
 
+def short_name(model: str) -> str:
+    """A model's name in a table: a Hub name stays whole; of a path the folder's own name is told, since where it lies says
+    nothing to others, or its run's, since pretraining calls each `model`."""
+    if not os.path.exists(model):
+        return model
+    folder = Path(model).resolve()
+    return folder.parent.name if folder.name == "model" else folder.name
+
+
 def refuse_folder(output: str | Path) -> None:
     """Called before the work, since a record cannot take a folder's name.
 

@@ -2,15 +2,17 @@
 
     python -m evaluation.report results/*.json --output report
 
-writes report.md, report.html and the pictures into the folder. `hub_cards.card --scores` takes the same records.
+writes report.md, report.html and the pictures into the folder. `hub_cards.card --scores` takes the same records. With
+`--over_seeds` the runs of one experiment, such as `rats-seed0` and `rats-seed1`, become one row: mean and spread.
 """
 
 import argparse
 import json
 import os
 import re
+import statistics
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import ScalarFormatter
 
 from evaluation.competitors import TOKEN_TITLES
+from evaluation.records import short_name
 from evaluation.scores import COLUMNS
 
 SCORES = {name: title for name, title in COLUMNS.items() if name not in ("images", "segments_used")}
@@ -28,6 +31,7 @@ OVERVIEW = ("m2o_miou", "ari")  # the paper's
 DRAWN = ("m2o_miou", "o2o_miou")
 KEYS = ("scores", "competitors", "settings", "fingerprints", "protocol", "versions", "date", "command")
 MARKERS = "os^DvPX*<>"
+SEED = re.compile(r"-seed\d+")
 
 
 @dataclass(frozen=True)
@@ -39,12 +43,14 @@ class Row:
         curve: Rows of one curve differ in their number of segments only.
         scores: Score name -> percent, None where undefined; counts besides.
         details: Input size, weights and date of the record.
+        spread: Score name -> sample standard deviation over seeds; empty for a single run.
     """
 
     name: str
     curve: str
     scores: Mapping[str, float | int | None]
     details: str
+    spread: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -117,6 +123,29 @@ def merge(records: Sequence[Mapping[str, Any]]) -> list[DataSet]:
     return list(data_sets.values())
 
 
+def average_over_seeds(data_sets: Sequence[DataSet]) -> list[DataSet]:
+    """Make one row of those whose names differ in the numbers of `-seed0`, `-seed1` ... alone: mean and spread."""
+    averaged = []
+    for data_set in data_sets:
+        groups: dict[str, list[Row]] = {}
+        for row in data_set.rows:
+            groups.setdefault(SEED.sub("", row.name), []).append(row)
+        rows = [_average(name, rows) for name, rows in groups.items()]
+        averaged.append(DataSet(data_set.title, data_set.fingerprint, rows))
+    return averaged
+
+
+def _average(name: str, rows: Sequence[Row]) -> Row:
+    values = {score: [row.scores.get(score) for row in rows] for score in rows[0].scores}
+    spread = {
+        score: statistics.stdev(known)
+        for score, of_score in values.items()
+        if len(known := [value for value in of_score if value is not None]) == len(rows) > 1
+    }
+    scores = {score: _mean(of_score) for score, of_score in values.items()}
+    return Row(name, SEED.sub("", rows[0].curve), scores, f"{len(rows)} seeds; {rows[0].details}", spread)
+
+
 def _title_of(record: Mapping[str, Any]) -> str:
     settings = record["settings"]
     name = settings.get("benchmark") or settings["dataset"]
@@ -127,7 +156,7 @@ def _title_of(record: Mapping[str, Any]) -> str:
 
 def _rows(record: Mapping[str, Any]) -> list[Row]:
     settings = record["settings"]
-    model = _name_of_model(settings["model"])
+    model = short_name(settings["model"])
     size = settings["image_size"]
     size = size if isinstance(size, int) else f"{size['width']} x {size['height']}"
     details = [f"{model} at {size} px"]
@@ -151,14 +180,6 @@ def _name_of_row(record: Mapping[str, Any], title: str, model: str, size: int | 
     if competitor["num_segments"] is not None:
         name, _ = name.rsplit(", ", 1)
     return f"{name} ({size} px)" if title in ("model", "untrained") or competitor["method"] in TOKEN_TITLES else name
-
-
-def _name_of_model(model: str) -> str:
-    """A Hub name stays whole; of a path the folder's own name is told, or its run's, since pretraining calls each `model`."""
-    if not os.path.exists(model):
-        return model
-    folder = Path(model).resolve()
-    return folder.parent.name if folder.name == "model" else folder.name
 
 
 def overview(data_sets: Sequence[DataSet]) -> tuple[list[str], list[list[str]]]:
@@ -198,10 +219,12 @@ def draw_segments(data_set: DataSet, picture: str | Path) -> None:
     _write_whole(Path(picture), partial(figure.savefig, format="png", dpi=150))
 
 
-def write_report(records: Sequence[Mapping[str, Any]], folder: str | Path) -> list[DataSet]:
+def write_report(records: Sequence[Mapping[str, Any]], folder: str | Path, over_seeds: bool = False) -> list[DataSet]:
     """Write report.md, report.html and a picture per data set; see `merge` for what is refused."""
     folder = Path(folder)
     data_sets = merge(records)
+    if over_seeds:
+        data_sets = average_over_seeds(data_sets)
     folder.mkdir(parents=True, exist_ok=True)
     for data_set in data_sets:
         draw_segments(data_set, folder / data_set.file)
@@ -214,7 +237,8 @@ def write_report(records: Sequence[Mapping[str, Any]], folder: str | Path) -> li
                 "fingerprint": data_set.fingerprint,
                 "head": ["", *(title for name, title in COLUMNS.items() if name != "images")],
                 "cells": [
-                    [row.name, *(_cell(row.scores[name]) for name in COLUMNS if name != "images")] for row in data_set.rows
+                    [row.name, *(_cell(row.scores[name], row.spread.get(name)) for name in COLUMNS if name != "images")]
+                    for row in data_set.rows
                 ],
             }
             for data_set in data_sets
@@ -241,9 +265,14 @@ def main(arguments: Sequence[str] | None = None) -> list[DataSet]:
     parser = argparse.ArgumentParser(prog="python -m evaluation.report", description=__doc__.split("\n")[0], allow_abbrev=False)
     parser.add_argument("records", nargs="+", metavar="JSON", help="records of evaluation.part_segmentation")
     parser.add_argument("--output", default="report", metavar="DIR", help="folder of the report (%(default)s)")
+    parser.add_argument(
+        "--over_seeds",
+        action="store_true",
+        help="one row, mean ± sample standard deviation, for rows whose names differ in -seed0, -seed1 ... alone",
+    )
     options = parser.parse_args(arguments)
     try:
-        data_sets = write_report([read_record(path) for path in options.records], options.output)
+        data_sets = write_report([read_record(path) for path in options.records], options.output, options.over_seeds)
     except (OSError, ValueError) as error:
         raise SystemExit(str(error)) from error
     print(f"Written to {Path(options.output) / 'report.md'} and report.html")
@@ -256,8 +285,10 @@ def _mean(values: Sequence[float | int | None]) -> float | None:
     return sum(known) / len(known) if len(known) == len(values) else None
 
 
-def _cell(value: float | int | None) -> str:
-    return "-" if value is None else f"{value:.1f}"
+def _cell(value: float | int | None, spread: float | None = None) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.1f}" if spread is None else f"{value:.1f} ± {spread:.1f}"
 
 
 def _versions(versions: Mapping[str, str]) -> str:

@@ -1,6 +1,7 @@
 """Specifications become rows: their titles, what each is recorded as, how many segments it makes, and refusals."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -185,6 +186,13 @@ def test_what_is_no_specification_is_answered_with_all(rats, text):
 def test_rows_must_differ(rats):
     with pytest.raises(ValueError, match="'grid' gives a second row 'uniform grid, same number of segments'"):
         competitors(*rats, ("grid", "slic", "grid"))
+
+
+def test_what_pretraining_wrote_is_named_by_its_run(rats, folder, tmp_path):
+    for run in ("vit-seed0", "vit-seed1"):
+        shutil.copytree(folder / "vit", tmp_path / run / "model")
+    rows = competitors(*rats, [f"attention_heads:{tmp_path / run / 'model'}" for run in ("vit-seed0", "vit-seed1")])
+    assert list(rows) == ["model", "attention heads of vit-seed0", "attention heads of vit-seed1"]
 
 
 @pytest.mark.parametrize("num_segments", [(), (0,), ("all",), (3, 3), (2.5,)])

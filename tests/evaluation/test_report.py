@@ -7,7 +7,7 @@ from html.parser import HTMLParser
 import pytest
 from PIL import Image
 
-from evaluation.report import main, merge, overview
+from evaluation.report import average_over_seeds, main, merge, overview
 
 NAMES = ("m2o_miou", "m2o_miou_foreground", "o2o_miou", "o2o_miou_foreground", "ari", "ari_foreground", "boundary_f")
 SAME, TWELVE = "color k-means, same number of segments", "color k-means, 12 segments"
@@ -205,3 +205,24 @@ def test_files_that_are_no_records_are_named(tmp_path):
     (tmp_path / "text.json").write_text("no JSON")
     with pytest.raises(SystemExit, match=r"text\.json is no JSON file"):
         main([str(tmp_path / "text.json")])
+
+
+def test_runs_that_differ_in_their_seed_are_one_row_with_its_spread(tmp_path):
+    runs = [record(model=f"owner/rats-seed{seed}", offset=2.0 * seed) for seed in range(3)]
+    runs[1]["scores"]["model"]["ari_foreground"] = None
+    (data_set,) = average_over_seeds(merge([*runs, record(model="owner/other")]))
+    assert [row.name for row in data_set.rows] == [
+        "owner/rats (224 px)",
+        "color k-means, as many segments as owner/rats (224 px)",
+        TWELVE,
+        "owner/other (224 px)",
+        "color k-means, as many segments as owner/other (224 px)",
+    ]
+    model, following, twelve, other, _ = data_set.rows
+    assert (model.scores["m2o_miou"], model.spread["m2o_miou"]) == (42.0, 2.0)  # of 40, 42 and 44
+    assert model.scores["ari_foreground"] is None and "ari_foreground" not in model.spread
+    assert (following.scores["ari"], following.spread["ari"], following.curve) == (36.0, 2.0, "color k-means")
+    assert twelve.spread == other.spread == {} and "3 seeds" in model.details
+    main([*save(tmp_path, *runs), "--output", str(tmp_path / "report"), "--over_seeds"])
+    (table,) = markdown_tables((tmp_path / "report" / "report.md").read_text())
+    assert table[1][:3] == ["owner/rats (224 px)", "6.5 ± 0.0", "42.0 ± 2.0"]
