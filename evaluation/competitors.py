@@ -88,8 +88,8 @@ def competitors(
 
     MODEL is a folder or Hub name of any of `backbones.SUPPORTED`, or `model` for the evaluated model (a folder of that name
     is `./model`). All see whole images at the size at which the evaluated model sees them, but for rounding to whole patches.
-    READING says which tokens or maps of it are read (see `readings`), such as `layer-2+centered`; without it those of the last
-    block, after the final LayerNorm.
+    READING says which tokens or maps of it are read and how (see `readings`), such as `layer-2+means`; without it those of the
+    last block, after the final LayerNorm.
 
     Args:
         model: In evaluation mode.
@@ -158,11 +158,16 @@ class _Specification:
             raise ValueError(
                 f"Specification {text!r} names no competitor; choose from: {', '.join(SPECIFICATIONS)}. MODEL is a folder or "
                 f"Hub name, or {OWN_MODEL!r} for the evaluated model; FOLDER holds saved label maps; READING is made of "
-                "layer-2, before_norm and centered."
+                "layer-2, before_norm, centered and means."
             )
         read = Reading.parse(reading) if at else PAPER
-        if method == "attention_heads" and read != Reading(read.layer):
-            raise ValueError(f"Specification {text!r}: attention is read from a block and nothing else, such as @layer-2.")
+        if method == "attention_heads" and not (read.normed and not read.centered):
+            raise ValueError(
+                f"Specification {text!r}: attention is read from a block, such as @layer-2 or @layer-2+means, and has neither "
+                "a norm to be read before nor a centre."
+            )
+        if method == "patch_kmeans" and read.means:
+            raise ValueError(f"Specification {text!r}: k-means has no maps whose patches could have means; leave means out.")
         return cls(text, method, argument, read)
 
 

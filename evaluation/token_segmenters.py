@@ -16,7 +16,12 @@ from evaluation.backbones import Backbone, Tokens
 from evaluation.baselines import cluster
 from evaluation.readings import PAPER, Reading
 from evaluation.segmenters import ImageBatch, Segmenter
-from modeling_rats.part_maps import part_map, patches_to_pixels, register_patch_similarities
+from modeling_rats.part_maps import (
+    part_map,
+    patches_to_pixels,
+    register_patch_similarities,
+    similarities_to_claimed_patches,
+)
 
 
 class InputSize(NamedTuple):
@@ -160,12 +165,16 @@ def random_register_segmenter(reader: TokenReader, num_registers: int, seed: int
 def attention_segmenter(reader: TokenReader) -> Segmenter:
     """Segment by attention: each patch goes to the map of the read block that is highest there.
 
-    The maps are those of the class token, one a head, so there are at most H segments; of RATS the compress maps, one a
-    register, so at most N. See `Backbone.attention_maps`.
+    With `means` the patch tokens of that block decide, which the maps only claim. The maps are those of the class token, one a
+    head, so there are at most H segments; of RATS the compress maps, one a register, so at most N. See
+    `Backbone.attention_maps`.
     """
 
     def segment(batch: ImageBatch) -> list[np.ndarray]:
         maps = reader.attention_maps(batch.images)
+        if reader.reading.means:
+            of_images = zip(maps, reader.tokens(batch.images), strict=True)
+            maps = [similarities_to_claimed_patches(one[None], tokens.patches)[0] for one, tokens in of_images]
         return [part_map(one, size).cpu().numpy() for one, size in zip(maps, batch.target_sizes, strict=True)]
 
     return segment
@@ -176,6 +185,8 @@ def _similarity_segmenter(reader: TokenReader, registers_of: Callable[[Tokens], 
         label_maps = []
         for tokens, target_size in zip(reader.tokens(batch.images), batch.target_sizes, strict=True):
             similarities = register_patch_similarities(registers_of(tokens), tokens.patches, tokens.grid)
+            if reader.reading.means:
+                similarities = similarities_to_claimed_patches(similarities, tokens.patches)
             label_maps.append(part_map(similarities[0], target_size).cpu().numpy())
         return label_maps
 

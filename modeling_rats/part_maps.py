@@ -29,6 +29,29 @@ def register_patch_similarities(registers: torch.Tensor, patches: torch.Tensor, 
         return (registers @ patches.transpose(1, 2)).unflatten(-1, grid)  # (B, N, rows, columns)
 
 
+def similarities_to_claimed_patches(maps: torch.Tensor, patches: torch.Tensor) -> torch.Tensor:
+    """Cosine similarity of every patch with the mean direction of the patches that each map claims.
+
+    A patch is claimed by the map that is highest there, of registers or of attention. What `part_map` makes of the outcome is
+    one step of spherical k-means that starts from the part map of `maps`. Departs from the paper, which compares patches with
+    register tokens; register i still is part i.
+
+    Args:
+        maps: Of any range, (B, N, rows, columns).
+        patches: Patch tokens, row by row, (B, rows * columns, D).
+
+    Returns:
+        Cosines in [-1, 1], -1 everywhere for a map that claims no patch, float32 at least, (B, N, rows, columns).
+    """
+    dtype = torch.promote_types(patches.dtype, torch.float32)
+    claims = nn.functional.one_hot(part_map(maps).flatten(1), maps.shape[1]).transpose(1, 2)  # (B, N, L)
+    with maybe_autocast(patches.device.type, enabled=False):
+        directions = nn.functional.normalize(patches.to(dtype), dim=-1)  # (B, L, D)
+        means = claims.to(dtype) @ directions  # (B, N, D), but for their lengths
+    similarities = register_patch_similarities(means, directions, (maps.shape[-2], maps.shape[-1]))
+    return similarities.masked_fill(~claims.any(dim=-1)[..., None, None], -1.0)
+
+
 def part_map(similarities: torch.Tensor, target_size: tuple[int, int] | None = None) -> torch.Tensor:
     """Each patch goes to its most similar register; ties go to the lower index.
 
@@ -239,6 +262,7 @@ __all__ = [
     "pixel_to_patch",
     "register_patch_similarities",
     "segment_parts",
+    "similarities_to_claimed_patches",
     "strongest_map",
     "upsample",
 ]

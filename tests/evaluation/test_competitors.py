@@ -14,7 +14,7 @@ from evaluation.competitors import competitors
 from evaluation.readings import Reading
 from evaluation.segmenters import ImageBatch, load_rats
 from modeling_rats import RatsConfig, RatsForPartSegmentation, RatsImageProcessor
-from modeling_rats.part_maps import part_map, register_patch_similarities
+from modeling_rats.part_maps import part_map, register_patch_similarities, similarities_to_claimed_patches
 
 SIZES = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 4, "patch_size": 8}
 SAME, EIGHT = "same number of segments", "8 segments"
@@ -147,8 +147,30 @@ def test_readings_that_are_none_are_refused(rats, text):
 
 
 def test_attention_is_read_from_a_block_and_nothing_else(rats):
-    with pytest.raises(ValueError, match=r"attention is read from a block and nothing else"):
-        competitors(*rats, ("attention_heads@centered:model",))
+    for reading in ("centered", "before_norm+means"):
+        with pytest.raises(ValueError, match=r"attention is read from a block, such as @layer-2 or @layer-2\+means"):
+            competitors(*rats, (f"attention_heads@{reading}:model",))
+    with pytest.raises(ValueError, match="k-means has no maps"):
+        competitors(*rats, ("patch_kmeans@means:model",))
+
+
+def test_means_are_those_of_the_patches_that_each_map_claims(rats, images):
+    readings = ["registers@layer-2+centered+means:model", "attention_heads@layer-2+means:model", "random_registers@means"]
+    rows = competitors(*rats, readings)
+    label_maps, _ = label_maps_of(rows, images)
+    backbone = Backbone("rats", rats[0].rats, rats[1])
+    pixel_values = backbone.pixel_values(images, (32, 32))
+    tokens = backbone.tokens(pixel_values, Reading(-2))
+    maps = backbone.attention_maps(pixel_values, -2)
+    similarities = similarities_to_claimed_patches(maps, tokens.patches)
+    for one, label_map in zip(similarities, label_maps["attention heads of the model (layer-2+means)"], strict=True):
+        assert np.array_equal(label_map, part_map(one, (40, 60)).numpy())
+    centered = backbone.tokens(pixel_values, Reading(-2, centered=True))
+    of_registers = register_patch_similarities(centered.registers, centered.patches, centered.grid)
+    similarities = similarities_to_claimed_patches(of_registers, centered.patches)
+    for one, label_map in zip(similarities, label_maps["registers of the model (layer-2+centered+means)"], strict=True):
+        assert np.array_equal(label_map, part_map(one, (40, 60)).numpy())
+    assert len({tuple(one.tobytes() for one in label_maps[title]) for title in rows}) == len(rows)
 
 
 def test_a_reference_has_a_number_of_segments_of_its_own(rats):

@@ -13,6 +13,7 @@ from evaluation.readings import PAPER, Reading
         ("before_norm", Reading(normed=False)),
         ("centered", Reading(centered=True)),
         ("layer-12+before_norm+centered", Reading(-12, False, True)),
+        ("layer-2+means", Reading(-2, means=True)),
     ],
 )
 def test_words_make_a_reading_and_a_reading_its_words(text, reading):

@@ -12,6 +12,7 @@ from modeling_rats.part_maps import (
     pixel_to_patch,
     register_patch_similarities,
     segment_parts,
+    similarities_to_claimed_patches,
     strongest_map,
     upsample,
 )
@@ -37,6 +38,23 @@ def test_similarities_are_the_cosines_of_every_register_and_patch():
 
 def test_similarities_of_zero_tokens_are_zero():
     assert register_patch_similarities(torch.zeros(1, 1, 4), torch.ones(1, 2, 4), (1, 2)).eq(0).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_each_patch_is_compared_with_the_mean_direction_of_those_that_a_map_claims(dtype):
+    maps = torch.stack([random_similarities(), random_similarities(seed=1)])  # (2, 5, 3, 4)
+    maps[1, 2] = -2  # claims nothing
+    patches = torch.randn(2, 12, 8, generator=torch.Generator().manual_seed(0)).to(dtype)
+    similarities = similarities_to_claimed_patches(maps, patches)
+    assert similarities.shape == (2, 5, 3, 4) and similarities.dtype == torch.float32
+    for image in range(2):
+        directions = [patch.float() / patch.float().norm() for patch in patches[image]]
+        for register in range(5):
+            claimed = [place for place in range(12) if maps[image, :, place // 4, place % 4].argmax() == register]
+            mean = sum(directions[place] for place in claimed)
+            for place in range(12):
+                expected = directions[place] @ mean / mean.norm() if claimed else torch.tensor(-1.0)
+                torch.testing.assert_close(similarities[image, register, place // 4, place % 4], expected)
 
 
 # From patches to pixels
