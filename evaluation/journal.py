@@ -32,15 +32,14 @@ class Journal:
         self._check(output, json.loads(json.dumps(settings)))
         self.path = self.folder / f"rank{rank:05d}.jsonl"
         self.finished = {entry["batch"] for entry in self._read()}
-        kept = read_json_lines(self.path)
-        if kept:  # without a line that was cut off
-            temporary = self.path.with_suffix(".tmp")
-            temporary.write_text("".join(json.dumps(entry) + "\n" for entry in kept))
-            os.replace(temporary, self.path)
+        kept = read_json_lines(self.path)  # without a line that was cut off
+        temporary = self.path.with_suffix(".tmp")
+        temporary.write_text("".join(json.dumps(entry) + "\n" for entry in kept))
+        os.replace(temporary, self.path)
 
     def write(self, batch: int, entry: dict[str, Any]) -> None:
         """One batch is finished."""
-        with open(self.path, "a") as file:  # made by the first batch: one without any binds nobody to its settings
+        with open(self.path, "a") as file:
             file.write(json.dumps({"batch": batch, **entry}) + "\n")
 
     def entries(self, num_batches: int) -> list[dict[str, Any]]:
@@ -67,7 +66,7 @@ class Journal:
 
     def _check(self, output: Path, settings: dict[str, Any]) -> None:
         path = self.folder / "settings.json"
-        if not path.is_file() or not any(self.folder.glob("rank*.jsonl")):
+        if not path.is_file() or not self._read():  # a run that finished nothing binds nobody to its settings
             write_json(path, settings)  # all ranks write the same
             return
         written = json.loads(path.read_text())

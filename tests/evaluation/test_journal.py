@@ -26,15 +26,25 @@ def test_a_run_goes_on_with_any_number_of_ranks(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_a_line_that_was_cut_off_is_written_again(tmp_path):
+@pytest.mark.parametrize("finished", [0, 1, 2])
+def test_a_line_that_was_cut_off_is_written_again(tmp_path, finished):
     journal = Journal(tmp_path / "scores.json", SETTINGS)
-    journal.write(0, {"score": 1})
+    for batch in range(finished):
+        journal.write(batch, {"score": batch})
     with open(journal.path, "a") as file:
-        file.write('{"batch": 1, "sco')
+        file.write(f'{{"batch": {finished}, "sco')
     resumed = Journal(tmp_path / "scores.json", SETTINGS)
-    assert resumed.finished == {0}
-    resumed.write(1, {"score": 2})
-    assert [entry["score"] for entry in resumed.entries(2)] == [1, 2]
+    assert resumed.finished == set(range(finished))
+    resumed.write(finished, {"score": finished})
+    resumed.write(finished + 1, {"score": finished + 1})
+    again = Journal(tmp_path / "scores.json", SETTINGS)
+    assert [entry["score"] for entry in again.entries(finished + 2)] == list(range(finished + 2))
+
+
+def test_a_run_of_which_only_a_torn_line_is_there_binds_nobody(tmp_path):
+    journal = Journal(tmp_path / "scores.json", SETTINGS)
+    journal.path.write_text('{"batch": 0, "sco')
+    assert Journal(tmp_path / "scores.json", SETTINGS | {"seed": 1}).finished == set()
 
 
 def test_an_unfinished_run_with_other_settings_is_refused(tmp_path):
