@@ -22,10 +22,10 @@ from tqdm.auto import tqdm
 from transformers.utils.logging import disable_progress_bar
 
 from evaluation.benchmarks import BENCHMARKS, find_benchmark, open_benchmark
-from evaluation.competitors import SAME, SPECIFICATIONS, competitors
+from evaluation.competitors import SAME, SPECIFICATIONS, Competitor, competitors
 from evaluation.journal import Journal
 from evaluation.mask_samples import MaskRow, MaskSample, mask_rows, number_of_rows, open_mask_dataset
-from evaluation.part_scoring import Stopwatch, collect, score_rows
+from evaluation.part_scoring import Collected, Stopwatch, collect, score_rows
 from evaluation.records import describe_run, fingerprint_of_weights, write_json
 from evaluation.scores import format_table
 from evaluation.segmenters import load_rats
@@ -119,33 +119,21 @@ def run(arguments: Sequence[str] | None = None) -> dict[str, Any]:
         )
     state.wait_for_everyone()
     collected = collect(journal.entries(num_batches))
-    summaries = {row: score.summary() for row, score in collected.scores.items()}
+    measured = scores_and_time(rows, collected, state.num_processes)
     state.wait_for_everyone()  # all have read the journal
-    if all(math.isnan(summary["m2o_miou"]) for summary in summaries.values()):
+    if all(math.isnan(scores["m2o_miou"]) for scores in measured["scores"].values()):
         if state.is_main_process:
             journal.remove()
         raise ValueError(
-            f"No pixel of the {summaries['model']['images']} images counts: all have the ignored label {data.ignore_label}, so "
-            "there is nothing to score. Give another --ignore_label, or another split."
+            f"No pixel of the {measured['scores']['model']['images']} images counts: all have the ignored label "
+            f"{data.ignore_label}, so there is nothing to score. Give another --ignore_label, or another split."
         )
     record = {
-        "scores": summaries,
-        "competitors": {
-            title: {name: value for name, value in row._asdict().items() if name != "segment"} for title, row in rows.items()
-        },
-        "register_classes": {
-            title: {**counted.summary(), "matches": [match._asdict() for match in counted.matches()]}
-            for title, counted in collected.classes.items()
-        },
+        **measured,
         "protocol": PROTOCOL,
         "settings": settings,
         "model_config": {name: getattr(model.config, name) for name in SUMMARY_OF_CONFIG if hasattr(model.config, name)},
         "fingerprints": {"weights": weights, "data": collected.data},
-        "time": {
-            "seconds": collected.seconds,
-            "share_outside_model": 1 - collected.seconds_in_model / collected.seconds,
-            "processes": state.num_processes,
-        },
         **describe_run("evaluation.part_segmentation", arguments),
     }
     if state.is_main_process:
@@ -156,6 +144,25 @@ def run(arguments: Sequence[str] | None = None) -> dict[str, Any]:
         print(format_record(record))
         print(f"Written to {options.output}")
     return record
+
+
+def scores_and_time(rows: Mapping[str, Competitor], collected: Collected, processes: int) -> dict[str, Any]:
+    """What was measured, as it stands in the record."""
+    return {
+        "scores": {title: score.summary() for title, score in collected.scores.items()},
+        "competitors": {
+            title: {name: value for name, value in row._asdict().items() if name != "segment"} for title, row in rows.items()
+        },
+        "register_classes": {
+            title: {**counted.summary(), "matches": [match._asdict() for match in counted.matches()]}
+            for title, counted in collected.classes.items()
+        },
+        "time": {
+            "seconds": collected.seconds,
+            "share_outside_model": 1 - collected.seconds_in_model / collected.seconds,
+            "processes": processes,
+        },
+    }
 
 
 def format_record(record: Mapping[str, Any]) -> str:
