@@ -52,6 +52,7 @@ SUMMARY_OF_CONFIG = (
     "partition_registers",
     "communicate",
     "part_layer",
+    "part_similarity",
 )
 # Whose segment ids mean the same in every image.
 METHODS_WITH_IDENTITY = ("registers", "registers with untrained weights", "random_registers", "attention_heads")
@@ -75,7 +76,7 @@ def run(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     is_quiet = options.quiet or not state.is_main_process or not sys.stderr.isatty()
     if is_quiet:
         disable_progress_bar()  # of transformers, which shows one for loading weights anywhere
-    model, processor = load_rats(options.model, options.revision, options.part_layer)
+    model, processor = load_rats(options.model, options.revision, options.part_layer, options.part_similarity)
     rows = competitors(
         model,
         processor,
@@ -310,6 +311,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--image_size", type=_positive, metavar="PX", help="side of the input; default: the processor's")
     parser.add_argument("--part_layer", type=int, metavar="L", help="hidden state to read parts from; default: the model's")
+    parser.add_argument(
+        "--part_similarity",
+        choices=["registers", "claimed_patches"],
+        help="what patches are compared with (RatsConfig); default: the model's",
+    )
     parser.add_argument("--batch_size", type=_positive, default=8)
     parser.add_argument("--limit", type=_positive, metavar="N", help="score the first N images only")
     parser.add_argument("--untrained", action="store_true", help="score the same model with fresh weights as well")

@@ -160,7 +160,9 @@ def _rows(record: Mapping[str, Any]) -> list[Row]:
     size = settings["image_size"]
     size = size if isinstance(size, int) else f"{size['width']} x {size['height']}"
     details = [f"{model} at {size} px"]
-    details += [f"{name} {settings[name]}" for name in ("part_layer", "seed") if settings.get(name) is not None]
+    details += [
+        f"{name} {settings[name]}" for name in ("part_layer", "part_similarity", "seed") if settings.get(name) is not None
+    ]
     details += [record["date"].split("T")[0]]
     names = {title: _name_of_row(record, title, model, size) for title in record["scores"]}
     followed = names[next(iter(record["scores"]))]  # whose number of segments others follow

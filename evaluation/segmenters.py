@@ -32,11 +32,13 @@ class ImageBatch(NamedTuple):
 Segmenter = Callable[[ImageBatch], list[np.ndarray]]  # one (height, width) integer label map an image
 
 
-def load_rats(model: str, revision: str = "main", part_layer: int | None = None) -> tuple[RatsForPartSegmentation, Any]:
+def load_rats(
+    model: str, revision: str = "main", part_layer: int | None = None, part_similarity: str | None = None
+) -> tuple[RatsForPartSegmentation, Any]:
     """Load a RATS model for part segmentation and its image processor, from a folder or the Hub.
 
     Any RATS checkpoint will do, one with another register attention as well (`register_attention_variants`): part maps need
-    only the backbone. `part_layer` reads them from another layer than the model's own (`RatsConfig.part_layer`).
+    only the backbone. `part_layer` and `part_similarity` read them in another way than the model's own (`RatsConfig`).
 
     Raises:
         FileNotFoundError: if there is no such folder or repository.
@@ -53,9 +55,10 @@ def load_rats(model: str, revision: str = "main", part_layer: int | None = None)
         tuple[RatsForPartSegmentation, dict],
         RATS_FOR_PARTS[model_type].from_pretrained(model, revision=revision, output_loading_info=True),
     )
-    if part_layer is not None:
-        loaded.config.part_layer = part_layer
-        loaded.config.validate_sizes()  # setting a field checks its type alone
+    for name, value in {"part_layer": part_layer, "part_similarity": part_similarity}.items():
+        if value is not None:
+            setattr(loaded.config, name, value)
+    loaded.config.validate_sizes()  # setting a field checks its type alone
     refuse_missing_weights(model, {name for name in info["missing_keys"] if not name.startswith("classifier.")})
     device = "cuda" if torch.cuda.is_available() else "cpu"
     return loaded.eval().to(device), AutoImageProcessor.from_pretrained(model, revision=revision)

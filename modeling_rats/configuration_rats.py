@@ -3,6 +3,7 @@
 
 import os
 from copy import copy, deepcopy
+from typing import Literal
 
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
@@ -64,6 +65,10 @@ class RatsConfig(BackboneConfigMixin, PreTrainedConfig):
     part_layer (`int`, *optional*, defaults to -1):
         The layer whose register and patch tokens give the part similarities, as an index into `hidden_states`. The final
         LayerNorm is applied whichever it is; -1, the last layer, is the paper's choice.
+    part_similarity (`str`, *optional*, defaults to `"registers"`):
+        What patches are compared with, by cosine. `"registers"`: the register tokens, the paper's choice. `"claimed_patches"`:
+        for each register the mean direction of the patches that it claims, those that it reads more than any other register
+        does in the compress step of the part layer's block. A register that claims none has -1 everywhere.
     semantic_loss_ignore_index (`int`, *optional*, defaults to 255):
         Label of the pixels that do not count in the loss of [`RatsForPartSegmentation`].
     apply_layernorm (`bool`, *optional*, defaults to `True`):
@@ -112,6 +117,7 @@ class RatsConfig(BackboneConfigMixin, PreTrainedConfig):
     partition_registers: bool = True
     communicate: bool = True
     part_layer: int = -1
+    part_similarity: Literal["registers", "claimed_patches"] = "registers"
     semantic_loss_ignore_index: int = 255
     _out_features: list[str] | None = None
     _out_indices: list[int] | None = None
@@ -229,6 +235,11 @@ class RatsConfig(BackboneConfigMixin, PreTrainedConfig):
             raise ValueError(
                 f"part_layer={self.part_layer} must index the {self.num_hidden_layers + 1} hidden states "
                 f"(embeddings and {self.num_hidden_layers} layers); use -1 for the last layer."
+            )
+        if self.part_similarity == "claimed_patches" and self.part_layer in (0, -self.num_hidden_layers - 1):
+            raise ValueError(
+                f"part_layer={self.part_layer} are the embeddings, before which no register reads a patch, so that none is "
+                "claimed; use another layer, or part_similarity='registers'."
             )
 
 

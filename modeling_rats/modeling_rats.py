@@ -29,7 +29,7 @@ from .modeling_outputs_rats import (
     RatsPartSegmentationOutput,
     recorded,
 )
-from .part_maps import register_patch_similarities
+from .part_maps import register_patch_similarities, similarities_to_claimed_patches
 from .register_attention import RatsRegisterAttention
 
 logger = logging.get_logger(__name__)
@@ -571,12 +571,16 @@ class RatsForPartSegmentation(RatsPreTrainedModel):
         torch.Size([1, 8, 14, 20])
 
         ```"""
-        if self._asked_for(kwargs):
-            outputs = self._run_whole(pixel_values, **kwargs)
+        asked = self._asked_for(kwargs)
+        if asked or self.config.part_similarity == "claimed_patches":
+            num_layers = None if asked else self._part_layer()  # what was asked for is given of all blocks
+            outputs = self._recorded_similarities(pixel_values, num_layers, **kwargs)
         else:
-            outputs = self.rats(pixel_values, num_layers=self._part_layer(), return_dict=True, **kwargs)
-        registers, patches = _split_registers(outputs.last_hidden_state, self.config)
-        similarities = register_patch_similarities(registers, patches, _patch_grid(pixel_values, self.config))
+            tokens = self.rats(pixel_values, num_layers=self._part_layer(), return_dict=True, **kwargs).last_hidden_state
+            registers, patches = _split_registers(tokens, self.config)
+            similarities = register_patch_similarities(registers, patches, _patch_grid(pixel_values, self.config))
+            outputs = RatsPartSegmentationOutput(similarities=similarities)
+        similarities = outputs.similarities
         logits = similarities  # (B, N, rows, columns)
         if self.part_classifier is not None:
             features = similarities.movedim(1, -1).to(_weight_dtype(self.part_classifier, self.dtype))
@@ -594,11 +598,20 @@ class RatsForPartSegmentation(RatsPreTrainedModel):
         return self.config.part_layer % (self.config.num_hidden_layers + 1)
 
     @filter_output_hidden_states  # all are recorded, and those that nobody asked for are taken out again
-    def _run_whole(self, pixel_values: torch.Tensor, **kwargs: Unpack[TransformersKwargs]) -> RatsModelOutput:
-        """All blocks, for hidden states and maps, with the tokens of the part layer as the last hidden state."""
-        outputs = self.rats(pixel_values, return_dict=True, **kwargs)
-        outputs.last_hidden_state = self.rats.layernorm(outputs.hidden_states[self._part_layer()])
-        return outputs
+    def _recorded_similarities(
+        self, pixel_values: torch.Tensor, num_layers: int | None, **kwargs: Unpack[TransformersKwargs]
+    ) -> RatsPartSegmentationOutput:
+        """The similarities alone, with the hidden states and maps of `num_layers` blocks."""
+        outputs = self.rats(pixel_values, num_layers=num_layers, return_dict=True, **kwargs)
+        part_layer, grid = self._part_layer(), _patch_grid(pixel_values, self.config)
+        registers, patches = _split_registers(self.rats.layernorm(outputs.hidden_states[part_layer]), self.config)
+        if self.config.part_similarity == "claimed_patches":
+            block = self.rats.encoder.layer[part_layer - 1]
+            maps = block.attention.compress_map(block.layernorm_before(outputs.hidden_states[part_layer - 1]))  # (B, N, L)
+            similarities = similarities_to_claimed_patches(maps.unflatten(-1, grid), patches)
+        else:
+            similarities = register_patch_similarities(registers, patches, grid)
+        return RatsPartSegmentationOutput(similarities=similarities, **recorded(outputs))
 
     def _register_heads(self, similarities: torch.Tensor) -> torch.Tensor | None:
         if not self.config.partition_registers:

@@ -76,6 +76,23 @@ class RatsRegisterAttention(nn.Module):
         patches = self.o_proj(self._merge_heads(broadcast))  # (B, L, D)
         return torch.cat([registers, patches], dim=1), compress_map, communicate_map, broadcast_map
 
+    def compress_map(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """How much each register reads of each patch in compress, whatever the attention implementation.
+
+        Args:
+            hidden_states: Normed tokens, registers first, (B, N + L, D).
+
+        Returns:
+            The softmax over the patches, float32 at least, (B, N, L); averaged over the heads if all hold all registers.
+        """
+        registers, patches = hidden_states.split([self.num_registers, hidden_states.shape[1] - self.num_registers], dim=1)
+        compress_map = self._compress_map(registers, patches)  # (B, H, n, L)
+        return compress_map.flatten(1, 2) if self.config.partition_registers else compress_map.mean(dim=1)
+
+    def _compress_map(self, registers: torch.Tensor, patches: torch.Tensor) -> torch.Tensor:
+        logits = self._register_queries(registers) @ self._split_heads(self.k_proj(patches)).transpose(2, 3) * self.scaling
+        return logits.softmax(dim=-1, dtype=torch.promote_types(logits.dtype, torch.float32))  # (B, H, n, L)
+
     def _attend(
         self, queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, **kwargs: Unpack[TransformersKwargs]
     ) -> tuple[torch.Tensor, torch.Tensor | None]:

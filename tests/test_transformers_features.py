@@ -363,9 +363,9 @@ def test_a_trainer_evaluates_logits_alone(make_config):
     assert set(make_config().keys_to_ignore_at_inference) == {"similarities", "register_heads"}
 
 
-@pytest.mark.parametrize("part_layer", [0, -2])
-def test_another_part_layer_compiles_exports_and_checkpoints(make_model, fresh_compiler, part_layer):
-    model = make_model(RatsForPartSegmentation, part_layer=part_layer)
+@pytest.mark.parametrize("parts", [{"part_layer": 0}, {"part_layer": -2}, {"part_similarity": "claimed_patches"}], ids=str)
+def test_other_parts_compile_export_and_checkpoint(make_model, fresh_compiler, parts):
+    model = make_model(RatsForPartSegmentation, **parts)
     expected = result(model(IMAGES))
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(result(compiled(IMAGES)), expected, atol=1e-5, rtol=1e-5)

@@ -434,6 +434,12 @@ def test_its_tokens_and_compress_maps_are_read_as_those_of_rats(make_model, tmp_
         for register in range(PER_HEAD[variant]):
             of_patches = attention[:, head, register, OWN_KEYS[variant] :].reshape(2, 3, 5)
             assert torch.allclose(maps[:, head * PER_HEAD[variant] + register], of_patches, atol=1e-6)
+    block = model.encoder.layer[-1]
+    with torch.no_grad():
+        tokens = block.layernorm_before(model(images, output_hidden_states=True).hidden_states[-2])
+        compress_map = block.attention.compress_map(tokens).unflatten(-1, grid)  # what claims patches: one map a register
+    expected = maps.unflatten(1, (4, 8)).mean(dim=1) if PER_HEAD[variant] == 8 else maps
+    assert torch.allclose(compress_map, expected, atol=1e-6)
 
 
 def test_configurations_of_rats_are_told_from_others(make_config, make_variant_config):

@@ -16,7 +16,8 @@ def test_default_is_the_largest_model_of_the_paper():
     config = RatsConfig()
     assert (config.hidden_size, config.num_hidden_layers, config.num_attention_heads) == (768, 12, 12)
     assert (config.num_registers, config.patch_size, config.intermediate_size) == (192, 16, 4 * 768)
-    assert config.partition_registers and config.communicate and config.part_layer == -1
+    assert config.partition_registers and config.communicate
+    assert (config.part_layer, config.part_similarity) == (-1, "registers")
     assert config.layer_norm_eps == 1e-6  # DINO's, not the 1e-12 of transformers' ViT
 
 
@@ -38,6 +39,9 @@ def test_default_is_the_largest_model_of_the_paper():
         ({"num_channels": 0}, "num_channels=0 must be at least 1"),
         ({"part_layer": 3}, "part_layer=3 must index the 3 hidden states"),
         ({"part_layer": -4}, "part_layer=-4 must index the 3 hidden states"),
+        ({"part_similarity": "cosine"}, "'part_similarity' expected one of .'registers', 'claimed_patches'.*, got cosine"),
+        ({"part_similarity": "claimed_patches", "part_layer": 0}, "part_layer=0 are the embeddings, .* use another layer"),
+        ({"part_similarity": "claimed_patches", "part_layer": -3}, "part_layer=-3 are the embeddings"),
         ({"num_registers": "8"}, "'num_registers' expected int, got str"),
         ({"hidden_size": 32.0}, "'hidden_size' expected int, got float"),
         ({"communicate": "yes"}, "'communicate' expected bool, got str"),
@@ -95,7 +99,7 @@ def test_every_field_survives_saving(make_config, tmp_path):
         patch_size=(8, 4), image_size=[32, 48], part_layer=1, communicate=False, partition_registers=False, qkv_bias=False,
         drop_path_rate=0.25, use_mask_token=False, hidden_act="relu", layer_norm_eps=1e-5, initializer_range=0.1,
         out_indices=[0, 2], return_registers=True, apply_layernorm=False, reshape_hidden_states=False,
-        semantic_loss_ignore_index=0,
+        semantic_loss_ignore_index=0, part_similarity="claimed_patches",
     )  # fmt: skip
     config.save_pretrained(tmp_path)
     loaded, saved = RatsConfig.from_pretrained(tmp_path).to_dict(), config.to_dict()

@@ -521,6 +521,34 @@ def test_part_layer_chooses_the_tokens(make_model, part_layer, state):
         torch.testing.assert_close(outputs.similarities[1, register, row, column], cosine, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("part_layer, state", [(-1, 2), (-2, 1), (1, 1)])
+@pytest.mark.parametrize("partition_registers", [True, False])
+def test_claimed_patches_are_those_that_a_register_reads_more_than_any_other(
+    make_model, part_layer, state, partition_registers
+):
+    settings = {"part_layer": part_layer, "partition_registers": partition_registers}
+    model = make_model(RatsForPartSegmentation, part_similarity="claimed_patches", **settings)
+    outputs = model(random_images(32, 48))
+    assert outputs.hidden_states is None and outputs.attentions is None
+    eager = make_model(attn_implementation="eager", **settings)
+    recorded = eager(random_images(32, 48), output_hidden_states=True, output_attentions=True)
+    maps = recorded.attentions[state - 1]  # (B, H, n, L)
+    maps = maps.flatten(1, 2) if partition_registers else maps.mean(dim=1)
+    patches = nn.functional.normalize(eager.layernorm(recorded.hidden_states[state])[:, 8:], dim=-1)
+    claimed_by_none = 0
+    for image in range(2):
+        owner = maps[image].argmax(dim=0)
+        for register in range(8):
+            if not (owner == register).any():
+                expected = -torch.ones(24)
+                claimed_by_none += 1
+            else:
+                mean = patches[image][owner == register].mean(dim=0)
+                expected = nn.functional.cosine_similarity(patches[image], mean[None], dim=1)
+            torch.testing.assert_close(outputs.similarities[image, register].flatten(), expected, atol=1e-5, rtol=1e-5)
+    assert claimed_by_none < 8
+
+
 def test_without_labels_the_logits_are_the_similarities(make_model):
     model = make_model(RatsForPartSegmentation)
     outputs = model(random_images())
@@ -566,10 +594,14 @@ def test_registers_know_their_heads(make_model):
     assert make_model(RatsForPartSegmentation, partition_registers=False)(random_images()).register_heads is None
 
 
-@pytest.mark.parametrize("part_layer", [-1, 1, 0])
+PARTS = [{"part_layer": -1}, {"part_layer": 1}, {"part_layer": 0}]
+PARTS += [{"part_layer": -1, "part_similarity": "claimed_patches"}, {"part_layer": 1, "part_similarity": "claimed_patches"}]
+
+
+@pytest.mark.parametrize("parts", PARTS, ids=str)
 @pytest.mark.parametrize("asked", [None, False, True, 1, [0, 2], -2])
-def test_part_layer_leaves_the_hidden_states_to_the_caller(make_model, part_layer, asked):
-    model = make_model(RatsForPartSegmentation, part_layer=part_layer)
+def test_parts_leave_the_hidden_states_to_the_caller(make_model, parts, asked):
+    model = make_model(RatsForPartSegmentation, **parts)
     outputs = model(random_images(), output_hidden_states=asked)
     torch.testing.assert_close(outputs.similarities, model(random_images()).similarities)
     if asked is None or asked is False:
@@ -592,10 +624,10 @@ def test_pixels_with_the_ignored_label_do_not_count(make_model):
         torch.testing.assert_close(model(random_images(), labels=partly).loss, expected)
 
 
-@pytest.mark.parametrize("part_layer", [-1, -2, 0])
-def test_blocks_after_the_part_layer_are_neither_run_nor_trained(make_model, monkeypatch, part_layer):
-    model = make_model(RatsForPartSegmentation, part_layer=part_layer, num_labels=3).train()
-    layers, used = model.rats.encoder.layer, part_layer % 3
+@pytest.mark.parametrize("parts", PARTS, ids=str)
+def test_blocks_after_the_part_layer_are_neither_run_nor_trained(make_model, monkeypatch, parts):
+    model = make_model(RatsForPartSegmentation, **parts, num_labels=3).train()
+    layers, used = model.rats.encoder.layer, parts["part_layer"] % 3
     run = []
     for index, layer in enumerate(layers):
         layer.register_forward_hook(lambda *_, index=index: run.append(index))
