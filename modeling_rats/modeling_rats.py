@@ -7,6 +7,7 @@ B batch  L patches  N registers  H heads  n = N/H registers per head  D hidden  
 import warnings
 from collections.abc import Mapping
 from itertools import islice
+from typing import cast
 
 import torch
 from torch import nn
@@ -606,12 +607,12 @@ class RatsForPartSegmentation(RatsPreTrainedModel):
         part_layer, grid = self._part_layer(), _patch_grid(pixel_values, self.config)
         registers, patches = _split_registers(self.rats.layernorm(outputs.hidden_states[part_layer]), self.config)
         if self.config.part_similarity == "claimed_patches":
-            block = self.rats.encoder.layer[part_layer - 1]
+            block = cast(RatsLayer, self.rats.encoder.layer[part_layer - 1])
             maps = block.attention.compress_map(block.layernorm_before(outputs.hidden_states[part_layer - 1]))  # (B, N, L)
             similarities = similarities_to_claimed_patches(maps.unflatten(-1, grid), patches)
         else:
             similarities = register_patch_similarities(registers, patches, grid)
-        return RatsPartSegmentationOutput(similarities=similarities, **recorded(outputs))
+        return RatsPartSegmentationOutput(similarities=similarities, **recorded(outputs))  # type: ignore[arg-type]
 
     def _register_heads(self, similarities: torch.Tensor) -> torch.Tensor | None:
         if not self.config.partition_registers:
