@@ -8,12 +8,13 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
-from .part_maps import pixel_to_patch
+from .part_maps import pixel_to_patch, upsample
 
 GOLDEN_ANGLE = 0.6180339887498949  # of a full turn: successive hues never come close to one another
 SATURATIONS_AND_VALUES = ((0.85, 0.95), (0.50, 0.70), (0.85, 0.55), (0.40, 1.00), (0.90, 0.40), (0.60, 0.90))
 HUES_RECUR_AFTER = 144  # a Fibonacci number, where golden-angle hues nearly repeat, and a multiple of our six tones
 BORDER_OPACITY = 0.6
+STRONGEST_OPACITY, DIMMING = 0.85, 0.7  # of a similarity's colour, and of the grey image below it
 GAP_PX = 4
 CAPTION_HEIGHT_PX = 16
 
@@ -65,6 +66,36 @@ def draw_part_map(image: Image.Image, segmentation: np.ndarray | torch.Tensor, a
         pixels[assigned] = (1.0 - alpha) * pixels[assigned] + alpha * colors[segments[assigned]]
     borders = _borders(segments) & assigned
     pixels[borders] = (1.0 - BORDER_OPACITY) * pixels[borders] + BORDER_OPACITY * 255
+    return Image.fromarray(pixels.round().astype(np.uint8))
+
+
+def draw_similarity(
+    image: Image.Image, similarity: np.ndarray | torch.Tensor, color: Sequence[int], low: float, high: float
+) -> Image.Image:
+    """Lay one register's similarities over its image, in shades from the dimmed grey image to the register's colour.
+
+    Args:
+        image: any PIL image; the picture has its size.
+        similarity: (rows, columns), of the patches; interpolated bilinearly.
+        color: RGB of the register, 0 to 255, such as a row of `register_colors`.
+        low: similarity at and below which the image alone is seen.
+        high: similarity at and above which the colour is strongest.
+
+    Returns:
+        The RGB picture.
+
+    Raises:
+        ValueError: if the similarity is not (rows, columns), or `high` is not above `low`.
+    """
+    values = torch.as_tensor(similarity).detach().float().cpu()
+    if values.ndim != 2:
+        raise ValueError(f"The similarity has shape {tuple(values.shape)}; it must be (rows, columns), one register's.")
+    if not low < high:
+        raise ValueError(f"low={low} must be less than high={high}.")
+    grey = np.asarray(image.convert("L")).astype(np.float32)[..., None]  # (height, width, 1)
+    shade = upsample(values[None], grey.shape[:2])[0].numpy()[..., None]
+    opacity = STRONGEST_OPACITY * ((shade - low) / (high - low)).clip(0, 1)
+    pixels = (1 - opacity) * DIMMING * grey + opacity * np.asarray(color, dtype=np.float32)
     return Image.fromarray(pixels.round().astype(np.uint8))
 
 

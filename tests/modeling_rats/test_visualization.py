@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
-from modeling_rats.visualization import GAP_PX, draw_part_map, grid, register_colors, side_by_side
+from modeling_rats.visualization import GAP_PX, draw_part_map, draw_similarity, grid, register_colors, side_by_side
 
 
 def test_a_colour_belongs_to_its_register_whatever_the_number_of_registers():
@@ -103,3 +103,21 @@ def test_a_grid_places_pictures_in_rows():
     ]
     with pytest.raises(ValueError, match="no images"):
         grid([], columns=2)
+
+
+def test_a_similarity_goes_from_the_dimmed_image_to_the_colour_and_between_patches_smoothly():
+    image = Image.new("RGB", (40, 20), (100, 100, 100))
+    picture = np.asarray(draw_similarity(image, np.array([[-5.0, 3.0]]), (255, 0, 0), low=0.0, high=2.0)).astype(int)
+    assert picture.shape == (20, 40, 3)
+    assert (picture[:, :10] == 70).all()  # 0.7 of its brightness
+    assert np.abs(picture[:, -5:] - [0.85 * 255 + 0.15 * 70, 0.15 * 70, 0.15 * 70]).max() <= 1
+    assert (np.diff(picture[10, :, 0]) >= 0).all() and len(set(picture[10, :, 0])) > 4
+
+
+@pytest.mark.parametrize(
+    "similarity, low, high, message",
+    [(np.zeros((2, 3, 3)), 0.0, 1.0, r"shape \(2, 3, 3\)"), (np.zeros((3, 3)), 1.0, 1.0, "low=1.0 must be less")],
+)
+def test_similarities_that_cannot_be_drawn_are_told(similarity, low, high, message):
+    with pytest.raises(ValueError, match=message):
+        draw_similarity(Image.new("RGB", (8, 8)), similarity, (255, 0, 0), low, high)
