@@ -29,6 +29,7 @@ SUPERSAMPLING = 2
 MIN_IMAGE_SIZE_PX = 16
 FIXED_POINT_BITS = 4  # OpenCV fills polygons with corners at 1/16 pixel
 RIM_WIDTH = 0.006  # of dark outlines, in image widths; at least one pixel of the supersampled canvas
+FLAT_GREY = 128  # of a flat ground
 EYE_TABLE = colour_table(np.array([[0, 0, 0], [255, 255, 255]]))
 
 
@@ -40,12 +41,14 @@ class Difficulty:
         object_size: Longer side of the object's box.
         position_jitter: Share of the free room that the position may use; 0 centres the object.
         rotation_degrees: Largest turn to either side.
-        palette_colours: Number of dark and of light colours in an image; the fewer, the more parts share each.
+        palette_colours: Number of dark and of light colours in an image; the fewer, the more parts share each. With 0 all
+            parts of all images have one dark and one light grey: texture and shape alone tell parts, and images, apart.
         texture_fidelity: Probability that a part wears its own type's texture and not any.
         ground_colour: Share of the palette's colour that the ground and the things on it keep; at 0 they are grey, of the
             palette's brightness, so that what colours there are tell of the object.
         background_texture: Probability that the background repeats a part's texture instead of its own.
-        background: Its own texture: "clouds" are smooth, "speckle" is fine noise, in which every place looks alike.
+        background: Its own texture: "clouds" are smooth, "speckle" is fine noise, in which every place looks alike, "flat" is
+            one grey in all images.
         background_period: Length over which clouds repeat; they have two waves in that length.
         distractors: Number of things behind the object, (least, most).
         distractor_size: Their radius, and the occluder's.
@@ -73,6 +76,19 @@ class Difficulty:
 
 
 DIFFICULTIES = {
+    "textures": Difficulty(
+        object_size=(0.86, 0.97),
+        position_jitter=0.5,
+        rotation_degrees=10,
+        palette_colours=0,
+        texture_fidelity=1.0,
+        background_texture=0.0,
+        background="flat",
+        distractors=(0, 0),
+        occlusion=0.0,
+        lighting=0.1,
+        sensor_noise=0.0,
+    ),
     "easy": Difficulty(
         object_size=(0.86, 0.97),
         position_jitter=0.5,
@@ -172,6 +188,9 @@ class Canvas:
 
     def paint_background(self) -> None:
         """Ground over the whole canvas, its texture at any angle."""
+        if self.settings.background == "flat":
+            self.colours[:] = FLAT_GREY
+            return
         square = 1.1 * np.array([(0, 0), (1, 0), (1, 1), (0, 1)]) - 0.05
         ground = Shape("background", (square,), self.rng.uniform(0, 1, 2), direction(self.rng.uniform(0, 360)))
         if self.rng.random() < self.settings.background_texture:

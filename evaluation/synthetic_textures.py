@@ -148,8 +148,16 @@ def place_tile(texture: str, variant: int, tile_from_pixel: np.ndarray, height_p
     )
 
 
+DARK_GREY, LIGHT_GREY = 45.0, 215.0
+
+
 def draw_palette(rng: np.random.Generator, colours: int) -> tuple[np.ndarray, np.ndarray]:
-    """Dark and light colours of one image, each float (colours, 3) RGB in 0..255; every hue may be either."""
+    """Dark and light colours of one image, each float (colours, 3) RGB in 0..255; every hue may be either.
+
+    With no colours they are one dark and one light grey, (1, 3) each, the same in all images.
+    """
+    if not colours:
+        return np.full((1, 3), DARK_GREY), np.full((1, 3), LIGHT_GREY)
 
     def shades(low: float, high: float) -> np.ndarray:
         hsv = np.stack([rng.uniform(0, 360, colours), rng.uniform(0.1, 0.8, colours), rng.uniform(low, high, colours)], axis=1)

@@ -135,6 +135,21 @@ def test_colour_clustering_fails(difficulty, largest_ari, clusters):
     assert np.mean(scores) < largest_ari
 
 
+def test_of_textures_nothing_but_texture_and_shape_tells_parts_and_images_apart():
+    grounds, means = [], {}
+    for index in range(60):
+        image, mask, _ = render(11, index, 96, "textures")
+        assert (image[..., :1] == image).all()  # grey
+        grounds.append(image[mask == 0].mean())
+        for part in np.unique(mask[mask > 0]):
+            inside = cv2.erode((mask == part).astype(np.uint8), np.ones((5, 5))) > 0  # without the dark rim
+            if inside.sum() > 100:
+                means.setdefault(part, []).append(image[inside].mean())
+    assert np.std(grounds) < 5 and abs(np.mean(grounds) - 128) < 5  # but for the light
+    of_parts = [np.mean(values) for values in means.values() if len(values) > 5]
+    assert len(of_parts) > 6 and max(of_parts) - min(of_parts) < 60
+
+
 # Data sets
 
 
