@@ -52,10 +52,8 @@ class VariableRegisterAttention(RatsRegisterAttention):
         patches = self.o_proj(self._merge_heads(broadcast))  # (B, L, D)
         return torch.cat([attended, patches], dim=1), compress_map, communicate_map, broadcast_map
 
-    def _compress_map(self, registers: torch.Tensor, patches: torch.Tensor) -> torch.Tensor:
-        keys, _ = self._read_by_registers(registers, patches)
-        logits = self._register_queries(registers) @ keys.transpose(2, 3) * self.scaling  # (B, H, n, keys)
-        return logits.softmax(dim=-1)[..., -patches.shape[1] :]  # the keys of registers come first
+    def _compress_keys(self, registers: torch.Tensor, patches: torch.Tensor) -> torch.Tensor:
+        return self._read_by_registers(registers, patches)[0]
 
     def _read_by_registers(self, registers: torch.Tensor, patches: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Keys and values of compress: (B, N, D) and (B, L, D) -> twice (B, H, keys, d)."""

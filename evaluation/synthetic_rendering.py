@@ -5,7 +5,7 @@ the mean of each 2 x 2 block (anti-aliased); the mask takes the block's most fre
 reading order.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import cv2
@@ -75,36 +75,25 @@ class Difficulty:
     sensor_noise: float = 3.0
 
 
+EASY = Difficulty(
+    object_size=(0.86, 0.97),
+    position_jitter=0.5,
+    rotation_degrees=10,
+    palette_colours=2,
+    texture_fidelity=1.0,
+    ground_colour=0.0,
+    background_texture=0.0,
+    background="speckle",
+    distractors=(0, 1),
+    distractor_size=(0.05, 0.1),
+    distractor_texture=0.0,
+    occlusion=0.0,
+    lighting=0.15,
+    sensor_noise=0.0,
+)
 DIFFICULTIES = {
-    "textures": Difficulty(
-        object_size=(0.86, 0.97),
-        position_jitter=0.5,
-        rotation_degrees=10,
-        palette_colours=0,
-        texture_fidelity=1.0,
-        background_texture=0.0,
-        background="flat",
-        distractors=(0, 0),
-        occlusion=0.0,
-        lighting=0.1,
-        sensor_noise=0.0,
-    ),
-    "easy": Difficulty(
-        object_size=(0.86, 0.97),
-        position_jitter=0.5,
-        rotation_degrees=10,
-        palette_colours=2,
-        texture_fidelity=1.0,
-        ground_colour=0.0,
-        background_texture=0.0,
-        background="speckle",
-        distractors=(0, 1),
-        distractor_size=(0.05, 0.1),
-        distractor_texture=0.0,
-        occlusion=0.0,
-        lighting=0.15,
-        sensor_noise=0.0,
-    ),
+    "textures": replace(EASY, palette_colours=0, background="flat", distractors=(0, 0), lighting=0.1),
+    "easy": EASY,
     "medium": Difficulty(),
     "hard": Difficulty(
         object_size=(0.45, 0.75),

@@ -83,15 +83,17 @@ class RatsRegisterAttention(nn.Module):
             hidden_states: Normed tokens, registers first, (B, N + L, D).
 
         Returns:
-            The softmax over the patches, float32 at least, (B, N, L); averaged over the heads if all hold all registers.
+            The softmax over all keys, float32 at least, (B, N, L); averaged over the heads if all hold all registers.
         """
         registers, patches = hidden_states.split([self.num_registers, hidden_states.shape[1] - self.num_registers], dim=1)
-        compress_map = self._compress_map(registers, patches)  # (B, H, n, L)
+        logits = self._register_queries(registers) @ self._compress_keys(registers, patches).transpose(2, 3) * self.scaling
+        compress_map = logits.softmax(dim=-1, dtype=torch.promote_types(logits.dtype, torch.float32))  # (B, H, n, keys)
+        compress_map = compress_map[..., -patches.shape[1] :]  # (B, H, n, L); keys of registers come first, where there are any
         return compress_map.flatten(1, 2) if self.config.partition_registers else compress_map.mean(dim=1)
 
-    def _compress_map(self, registers: torch.Tensor, patches: torch.Tensor) -> torch.Tensor:
-        logits = self._register_queries(registers) @ self._split_heads(self.k_proj(patches)).transpose(2, 3) * self.scaling
-        return logits.softmax(dim=-1, dtype=torch.promote_types(logits.dtype, torch.float32))  # (B, H, n, L)
+    def _compress_keys(self, registers: torch.Tensor, patches: torch.Tensor) -> torch.Tensor:
+        """The keys of compress, (B, H, L, d): those of the patches."""
+        return self._split_heads(self.k_proj(patches))
 
     def _attend(
         self, queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, **kwargs: Unpack[TransformersKwargs]
