@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from accelerate import FullyShardedDataParallelPlugin
 from accelerate.commands.config.config_args import load_config_from_file
@@ -18,6 +19,7 @@ from accelerate.utils.fsdp_utils import fsdp2_prepare_auto_wrap_policy
 from accelerate.utils.launch import prepare_multi_gpu_env, prepare_simple_launcher_cmd_env
 from PIL import Image
 
+from training.launch import choose_precision
 from training.networks import build_backbone_and_head, build_config
 from training.student_teacher import MultiCropNetwork
 
@@ -185,3 +187,12 @@ def test_two_launchers_train_together(arguments, tmp_path):
     address = ["--num_processes", "2", "--main_process_ip", "127.0.0.1", "--main_process_port", port]
     wait_for(*(launch("two_nodes", arguments, *address, "--machine_rank", str(rank)) for rank in range(2)))
     assert (record(tmp_path)["processes"], record(tmp_path)["images_seen"]) == (2, 8)
+
+
+@pytest.mark.parametrize("has_amx, chosen", [(True, "bf16"), (False, "no")])
+def test_on_a_cpu_auto_is_bfloat16_only_with_amx(monkeypatch, has_amx, chosen):
+    monkeypatch.delenv("ACCELERATE_MIXED_PRECISION", raising=False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)  # alone it is slower than float32
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: has_amx)
+    assert choose_precision("auto") == chosen and choose_precision("bf16") == "bf16"
