@@ -5,10 +5,11 @@
 
 Image `index` of seed `seed` depends on those two and the difficulty alone, and shows the same scene at every size.
 Part types keep their structure (a wheel's spokes, rings on legs) while colours come from a palette that all parts and
-the background share, so that clustering colours finds no parts. Two presets are made for trainings of minutes: in "easy" the
-ground keeps the palette's brightness alone, so colour tells a little of where the object is; in "textures" there is no colour,
-all parts of all images have the same two greys, and the ground is a third. The set needs no network and has no licence trouble;
-it is no evidence for photographs.
+the background share, so that clustering colours finds no parts. Three presets are made for trainings of minutes: in "easy" the
+ground keeps the palette's brightness alone, so colour tells a little of where the object is; "colours" is easy with nine
+parts in ten in a hue that is typical of their type, as grass is green, so that an image tells its category at a glance; in
+"textures" there is no colour, all parts of all images have the same two greys, and the ground is a third. The set needs no
+network and has no licence trouble; it is no evidence for photographs.
 """
 
 import argparse

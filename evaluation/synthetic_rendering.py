@@ -23,6 +23,7 @@ from evaluation.synthetic_textures import (
     colourise,
     draw_palette,
     place_tile,
+    typical_table,
 )
 
 SUPERSAMPLING = 2
@@ -44,6 +45,7 @@ class Difficulty:
         palette_colours: Number of dark and of light colours in an image; the fewer, the more parts share each. With 0 all
             parts of all images have one dark and one light grey: texture and shape alone tell parts, and images, apart.
         texture_fidelity: Probability that a part wears its own type's texture and not any.
+        colour_fidelity: Probability that a part wears its own type's hue, give or take `HUE_SPREAD`, and not the palette's.
         ground_colour: Share of the palette's colour that the ground and the things on it keep; at 0 they are grey, of the
             palette's brightness, so that what colours there are tell of the object.
         background_texture: Probability that the background repeats a part's texture instead of its own.
@@ -63,6 +65,7 @@ class Difficulty:
     rotation_degrees: float = 20
     palette_colours: int = 3
     texture_fidelity: float = 0.9
+    colour_fidelity: float = 0.0
     ground_colour: float = 1.0
     background_texture: float = 0.4
     background: str = "clouds"
@@ -93,6 +96,7 @@ EASY = Difficulty(
 )
 DIFFICULTIES = {
     "textures": replace(EASY, palette_colours=0, background="flat", distractors=(0, 0), lighting=0.1),
+    "colours": replace(EASY, colour_fidelity=0.9),
     "easy": EASY,
     "medium": Difficulty(),
     "hard": Difficulty(
@@ -201,7 +205,8 @@ class Canvas:
         for shape in shapes:
             if shape.part not in looks:
                 texture = self.draw_texture(PART_TEXTURES[shape.part], self.settings.texture_fidelity)
-                looks[shape.part] = texture, self.draw_table()
+                typical = self.settings.colour_fidelity > 0 and self.rng.random() < self.settings.colour_fidelity
+                looks[shape.part] = texture, typical_table(self.rng, shape.part) if typical else self.draw_table()
             self.paint(shape, *(looks[shape.part] if shape.texture is None else (shape.texture, EYE_TABLE)))
 
     def draw_table(self) -> np.ndarray:

@@ -2,7 +2,7 @@
 
 A texture is a small grey tile; a part type prefers the same one everywhere, while the two colours that it runs between
 are drawn anew from a palette which all parts share, and the background as far as the difficulty lets it. So structure
-tells a part, colour does not.
+tells a part, colour does not, unless the difficulty gives part types colours of their own.
 Tiles are made once per process; drawing a texture is one affine warp and one table look-up. Lengths are in image
 widths, so that a picture looks alike at every size.
 """
@@ -149,6 +149,10 @@ def place_tile(texture: str, variant: int, tile_from_pixel: np.ndarray, height_p
 
 
 DARK_GREY, LIGHT_GREY = 45.0, 215.0
+DARK, LIGHT = (0.08, 0.4), (0.65, 1.0)  # values of a palette's colours
+
+GOLDEN_ANGLE = 137.5  # between the hues of one part type and the next, so that all are apart
+HUE_SPREAD = 15.0  # degrees to either side
 
 
 def draw_palette(rng: np.random.Generator, colours: int) -> tuple[np.ndarray, np.ndarray]:
@@ -159,11 +163,26 @@ def draw_palette(rng: np.random.Generator, colours: int) -> tuple[np.ndarray, np
     if not colours:
         return np.full((1, 3), DARK_GREY), np.full((1, 3), LIGHT_GREY)
 
-    def shades(low: float, high: float) -> np.ndarray:
-        hsv = np.stack([rng.uniform(0, 360, colours), rng.uniform(0.1, 0.8, colours), rng.uniform(low, high, colours)], axis=1)
-        return cv2.cvtColor(hsv[None].astype(np.float32), cv2.COLOR_HSV2RGB)[0] * 255
+    return _shades(rng, colours, DARK, (0.1, 0.8)), _shades(rng, colours, LIGHT, (0.1, 0.8))
 
-    return shades(0.08, 0.4), shades(0.65, 1.0)
+
+def typical_table(rng: np.random.Generator, part: str) -> np.ndarray:
+    """A table from a dark to a light colour, both saturated and of the hue that is typical of a part type."""
+    hue = GOLDEN_ANGLE * list(PART_TEXTURES).index(part) + rng.uniform(-HUE_SPREAD, HUE_SPREAD)
+    return colour_table(np.concatenate([_shades(rng, 1, values, (0.4, 0.8), hue) for values in (DARK, LIGHT)]))
+
+
+def _shades(
+    rng: np.random.Generator,
+    colours: int,
+    values: tuple[float, float],
+    saturations: tuple[float, float],
+    hue: float | None = None,
+) -> np.ndarray:
+    """Colours float (colours, 3) RGB in 0..255, uniform within these ranges of HSV; of any hue if none is given, in degrees."""
+    hues = rng.uniform(0, 360, colours) if hue is None else np.full(colours, hue % 360)
+    hsv = np.stack([hues, rng.uniform(*saturations, colours), rng.uniform(*values, colours)], axis=1)
+    return cv2.cvtColor(hsv[None].astype(np.float32), cv2.COLOR_HSV2RGB)[0] * 255
 
 
 def colour_table(stops: np.ndarray) -> np.ndarray:

@@ -59,7 +59,7 @@ class DataSettings:
     )
     synthetic_images: int = field(default=20_000, metadata={"help": "Images to render when no data set is given."})
     synthetic_image_size: int = field(default=64, metadata={"help": "Side of the rendered images."})
-    synthetic_difficulty: str = field(default="easy", metadata={"help": "textures, easy, medium or hard."})
+    synthetic_difficulty: str = field(default="easy", metadata={"help": "textures, colours, easy, medium or hard."})
     synthetic_seed: int = field(default=0, metadata={"help": "Seed of the rendered images."})
     shuffle_buffer: int = field(default=2000, metadata={"help": "Rows that each loader process mixes its order over."})
     max_broken_share: float = field(

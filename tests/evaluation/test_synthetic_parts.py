@@ -120,8 +120,8 @@ def test_an_occluder_turns_part_pixels_into_background():
     assert hidden_pixels > 20 * 30
 
 
-# In an easy scene only the object has colour, so that colour tells a little of it.
-@pytest.mark.parametrize(("difficulty", "largest_ari"), [("easy", 0.15), ("medium", 0.08), ("hard", 0.08)])
+# In an easy scene only the object has colour, so that colour tells a little of it; with colours of its parts a little more.
+@pytest.mark.parametrize(("difficulty", "largest_ari"), [("colours", 0.2), ("easy", 0.15), ("medium", 0.08), ("hard", 0.08)])
 @pytest.mark.parametrize("clusters", [5, 16])
 def test_colour_clustering_fails(difficulty, largest_ari, clusters):
     scores = []
@@ -148,6 +148,22 @@ def test_of_textures_nothing_but_texture_and_shape_tells_parts_and_images_apart(
     assert np.std(grounds) < 5 and abs(np.mean(grounds) - 128) < 5  # but for the light
     of_parts = [np.mean(values) for values in means.values() if len(values) > 5]
     assert len(of_parts) > 6 and max(of_parts) - min(of_parts) < 60
+
+
+@pytest.mark.parametrize(("difficulty", "at_least", "at_most"), [("colours", 0.75, 1.0), ("easy", 0.0, 0.4)])
+def test_of_colours_most_parts_wear_the_hue_of_their_type(difficulty, at_least, at_most):
+    hues: dict[int, list[float]] = {}  # of a part type, one per image
+    for index in range(150):
+        image, mask, _ = render(11, index, 96, difficulty)
+        hue, saturation, value = cv2.split(cv2.cvtColor(image.astype(np.float32) / 255, cv2.COLOR_RGB2HSV))
+        for part in np.unique(mask[mask > 0]):
+            coloured = (mask == part) & (saturation > 0.2) & (value > 0.2)
+            if coloured.sum() > 50:
+                hues.setdefault(part, []).append(np.angle(np.exp(1j * np.deg2rad(hue[coloured])).mean()))
+    typical = [
+        abs(np.exp(1j * np.array(of_part)).mean()) for of_part in hues.values() if len(of_part) > 20
+    ]  # 1 if all are alike
+    assert len(typical) > 8 and at_least < np.mean(typical) < at_most
 
 
 # Data sets
