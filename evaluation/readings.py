@@ -18,7 +18,8 @@ class Reading(NamedTuple):
         normed: Whether tokens pass the model's final LayerNorm, whatever block they come from.
         centered: Whether the mean over an image's registers is subtracted from each of them, and that over its patches from
             each patch, so that a direction that all of them share does not count.
-        means: Whether each patch goes to the nearest mean of the patches that each map claims, and not to the highest map.
+        means: Whether each patch goes to the nearest mean of the patches that each map claims, after five steps of k-means that
+            start there, and not to the highest map.
     """
 
     layer: int = -1

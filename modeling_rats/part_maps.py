@@ -9,6 +9,7 @@ from torch import nn
 from transformers.utils.generic import maybe_autocast
 
 NO_PART = -1  # in a part map: the pixel belongs to no register
+CLAIM_STEPS = 5  # of k-means, after which few patches move
 
 
 def register_patch_similarities(registers: torch.Tensor, patches: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
@@ -32,9 +33,9 @@ def register_patch_similarities(registers: torch.Tensor, patches: torch.Tensor, 
 def similarities_to_claimed_patches(maps: torch.Tensor, patches: torch.Tensor) -> torch.Tensor:
     """Cosine similarity of every patch with the mean direction of the patches that each map claims.
 
-    A patch is claimed by the map that is highest there, of registers or of attention. What `part_map` makes of the outcome is
-    one step of spherical k-means that starts from the part map of `maps`. Departs from the paper, which compares patches with
-    register tokens; register i still is part i.
+    A patch is claimed by the map that is highest there, of registers or of attention; then, `CLAIM_STEPS` times, by the map
+    whose mean it is most similar to. So what `part_map` makes of the outcome is that many steps of spherical k-means, started
+    from the part map of `maps`. Departs from the paper, which compares patches with register tokens; register i stays part i.
 
     Args:
         maps: Of any range, (B, N, rows, columns).
@@ -44,12 +45,16 @@ def similarities_to_claimed_patches(maps: torch.Tensor, patches: torch.Tensor) -
         Cosines in [-1, 1], -1 everywhere for a map that claims no patch, float32 at least, (B, N, rows, columns).
     """
     dtype = torch.promote_types(patches.dtype, torch.float32)
-    claims = nn.functional.one_hot(part_map(maps).flatten(1), maps.shape[1]).transpose(1, 2)  # (B, N, L)
     with maybe_autocast(patches.device.type, enabled=False):
         directions = nn.functional.normalize(patches.to(dtype), dim=-1)  # (B, L, D)
-        means = claims.to(dtype) @ directions  # (B, N, D), but for their lengths
-    similarities = register_patch_similarities(means, directions, (maps.shape[-2], maps.shape[-1]))
-    return similarities.masked_fill(~claims.any(dim=-1)[..., None, None], -1.0)
+    similarities = maps
+    for _ in range(CLAIM_STEPS):
+        claims = nn.functional.one_hot(part_map(similarities).flatten(1), maps.shape[1]).transpose(1, 2)  # (B, N, L)
+        with maybe_autocast(patches.device.type, enabled=False):
+            means = claims.to(dtype) @ directions  # (B, N, D), but for their lengths
+        similarities = register_patch_similarities(means, directions, (maps.shape[-2], maps.shape[-1]))
+        similarities = similarities.masked_fill(~claims.any(dim=-1)[..., None, None], -1.0)
+    return similarities
 
 
 def part_map(similarities: torch.Tensor, target_size: tuple[int, int] | None = None) -> torch.Tensor:

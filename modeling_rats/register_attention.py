@@ -76,20 +76,23 @@ class RatsRegisterAttention(nn.Module):
         patches = self.o_proj(self._merge_heads(broadcast))  # (B, L, D)
         return torch.cat([registers, patches], dim=1), compress_map, communicate_map, broadcast_map
 
-    def compress_map(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        """How much each register reads of each patch in compress, whatever the attention implementation.
+    def compress_logits(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """How well each register's query fits the key of each patch: compress before its softmax.
+
+        The softmax is over the patches of an image, so that a register whose part is not there reads some patch all the same;
+        before it, such a register is beaten everywhere.
 
         Args:
             hidden_states: Normed tokens, registers first, (B, N + L, D).
 
         Returns:
-            The softmax over all keys, float32 at least, (B, N, L); averaged over the heads if all hold all registers.
+            Q(R) K(P)^T / sqrt d, float32 at least, (B, N, L); averaged over the heads if all hold all registers.
         """
         registers, patches = hidden_states.split([self.num_registers, hidden_states.shape[1] - self.num_registers], dim=1)
         logits = self._register_queries(registers) @ self._compress_keys(registers, patches).transpose(2, 3) * self.scaling
-        compress_map = logits.softmax(dim=-1, dtype=torch.promote_types(logits.dtype, torch.float32))  # (B, H, n, keys)
-        compress_map = compress_map[..., -patches.shape[1] :]  # (B, H, n, L); keys of registers come first, where there are any
-        return compress_map.flatten(1, 2) if self.config.partition_registers else compress_map.mean(dim=1)
+        logits = logits[..., -patches.shape[1] :]  # (B, H, n, L); keys of registers come first, where there are any
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        return logits.flatten(1, 2) if self.config.partition_registers else logits.mean(dim=1)
 
     def _compress_keys(self, registers: torch.Tensor, patches: torch.Tensor) -> torch.Tensor:
         """The keys of compress, (B, H, L, d): those of the patches."""

@@ -30,6 +30,7 @@ from modeling_rats import (
     RatsImageProcessor,
     RatsImageProcessorPil,
     RatsModel,
+    part_maps,
 )
 from modeling_rats.modeling_rats import RatsDropPath
 
@@ -523,18 +524,24 @@ def test_part_layer_chooses_the_tokens(make_model, part_layer, state):
 
 @pytest.mark.parametrize("part_layer, state", [(-1, 2), (-2, 1), (1, 1)])
 @pytest.mark.parametrize("partition_registers", [True, False])
-def test_claimed_patches_are_those_that_a_register_reads_more_than_any_other(
-    make_model, part_layer, state, partition_registers
+def test_claimed_patches_are_those_whose_keys_fit_a_registers_query_best(
+    make_model, part_layer, state, partition_registers, monkeypatch
 ):
+    monkeypatch.setattr(part_maps, "CLAIM_STEPS", 1)
     settings = {"part_layer": part_layer, "partition_registers": partition_registers}
     model = make_model(RatsForPartSegmentation, part_similarity="claimed_patches", **settings)
     outputs = model(random_images(32, 48))
     assert outputs.hidden_states is None and outputs.attentions is None
-    eager = make_model(attn_implementation="eager", **settings)
-    recorded = eager(random_images(32, 48), output_hidden_states=True, output_attentions=True)
-    maps = recorded.attentions[state - 1]  # (B, H, n, L)
-    maps = maps.flatten(1, 2) if partition_registers else maps.mean(dim=1)
-    patches = nn.functional.normalize(eager.layernorm(recorded.hidden_states[state])[:, 8:], dim=-1)
+    rats = model.rats
+    recorded = make_model(**settings)(random_images(32, 48), output_hidden_states=True)
+    block, heads = rats.encoder.layer[state - 1], model.config.num_attention_heads
+    normed = block.layernorm_before(recorded.hidden_states[state - 1])  # (B, N + L, D)
+    queries, keys = block.attention.q_proj(normed[:, :8]), block.attention.k_proj(normed[:, 8:])
+    queries, keys = (one.unflatten(2, (heads, -1)).transpose(1, 2) for one in (queries, keys))
+    logits = queries @ keys.transpose(2, 3)  # (B, H, N, L)
+    own_head = torch.arange(8) // (8 // heads)
+    maps = logits[:, own_head, torch.arange(8)] if partition_registers else logits.mean(dim=1)  # (B, N, L)
+    patches = nn.functional.normalize(rats.layernorm(recorded.hidden_states[state])[:, 8:], dim=-1)
     claimed_by_none = 0
     for image in range(2):
         owner = maps[image].argmax(dim=0)

@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+from modeling_rats import part_maps
 from modeling_rats.part_maps import (
     NO_PART,
     merged_registers,
@@ -41,7 +42,8 @@ def test_similarities_of_zero_tokens_are_zero():
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_each_patch_is_compared_with_the_mean_direction_of_those_that_a_map_claims(dtype):
+def test_each_patch_is_compared_with_the_mean_direction_of_those_that_a_map_claims(dtype, monkeypatch):
+    monkeypatch.setattr(part_maps, "CLAIM_STEPS", 1)
     maps = torch.stack([random_similarities(), random_similarities(seed=1)])  # (2, 5, 3, 4)
     maps[1, 2] = -2  # claims nothing
     patches = torch.randn(2, 12, 8, generator=torch.Generator().manual_seed(0)).to(dtype)
@@ -55,6 +57,19 @@ def test_each_patch_is_compared_with_the_mean_direction_of_those_that_a_map_clai
             for place in range(12):
                 expected = directions[place] @ mean / mean.norm() if claimed else torch.tensor(-1.0)
                 torch.testing.assert_close(similarities[image, register, place // 4, place % 4], expected)
+
+
+def test_patches_move_to_the_mean_that_they_are_most_similar_to_step_by_step(monkeypatch):
+    maps, patches = random_similarities()[None], torch.randn(1, 12, 8, generator=torch.Generator().manual_seed(0))
+    at_once = similarities_to_claimed_patches(maps, patches)
+    monkeypatch.setattr(part_maps, "CLAIM_STEPS", 1)
+    by_steps = maps
+    seen = []
+    for _ in range(5):
+        by_steps = similarities_to_claimed_patches(by_steps, patches)
+        seen.append(part_map(by_steps))
+    torch.testing.assert_close(at_once, by_steps)
+    assert not torch.equal(seen[0], seen[-1])  # the first step is not the last
 
 
 # From patches to pixels
