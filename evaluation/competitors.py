@@ -1,5 +1,6 @@
 """Who competes in a part segmentation: the model, its untrained self, and whatever a list of specifications names."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -31,7 +32,7 @@ TOKEN_TITLES = {
 }
 SPECIFICATIONS = (
     *BASELINES,
-    "random_registers[@READING][:MODEL]",
+    "random_registers[N][@READING][:MODEL]",
     "patch_kmeans[@READING]:MODEL",
     "registers[@READING]:MODEL",
     "attention_heads[@READING]:MODEL",
@@ -82,8 +83,8 @@ def competitors(
     - `registers:MODEL`: the register with the highest cosine, for RATS, DINOv2 with registers and DINOv3.
     - `attention_heads:MODEL`: the head whose class token attends most to the patch, so at most H segments; for RATS the
       register whose compress map does.
-    - `random_registers[:MODEL]`: as many random directions as the evaluated model has registers, compared with the patches
-      of MODEL, or of the evaluated model.
+    - `random_registers[N][:MODEL]`: N random directions, such as `random_registers8`, or as many as the evaluated model has
+      registers, compared with the patches of MODEL, or of the evaluated model.
     - `label_maps:FOLDER`: saved outputs of any method; see `label_maps`.
 
     MODEL is a folder or Hub name of any of `backbones.SUPPORTED`, or `model` for the evaluated model (a folder of that name
@@ -145,11 +146,14 @@ class _Specification:
     method: str
     argument: str
     reading: Reading
+    num_directions: int | None = None
 
     @classmethod
     def parse(cls, text: str) -> "_Specification":
         method, _, argument = text.partition(":")
         method, at, reading = method.partition("@")
+        numbered = re.fullmatch(r"(random_registers)([1-9]\d*)", method)
+        method, directions = (numbered[1], int(numbered[2])) if numbered else (method, None)
         if method == "random_registers" and not argument:
             argument = OWN_MODEL
         takes_argument = method in TOKEN_TITLES or method == "label_maps"
@@ -168,7 +172,7 @@ class _Specification:
             )
         if method == "patch_kmeans" and read.means:
             raise ValueError(f"Specification {text!r}: k-means has no maps whose patches could have means; leave means out.")
-        return cls(text, method, argument, read)
+        return cls(text, method, argument, read, directions)
 
 
 def _rows(
@@ -208,8 +212,9 @@ def _rows(
         return {title + read: Competitor(register_segmenter(reader), **of_model)}
     if method == "attention_heads":
         return {title + read: Competitor(attention_segmenter(reader), **of_model)}
-    title = f"{num_registers} random registers, patches of {_short(argument)}"
-    return {title + read: Competitor(random_register_segmenter(reader, num_registers, seed), **of_model)}
+    directions = specification.num_directions or num_registers
+    title = f"{directions} random registers, patches of {_short(argument)}"
+    return {title + read: Competitor(random_register_segmenter(reader, directions, seed), **of_model)}
 
 
 def _reader(argument: str, reading: Reading, readers: dict[tuple[str, Reading], TokenReader], size: InputSize) -> TokenReader:

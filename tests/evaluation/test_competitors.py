@@ -67,6 +67,7 @@ def test_every_specification_has_its_rows(rats, folder, images):
     vit, registers = folder / "vit", folder / "registers"
     specifications = (
         "color_kmeans", "color_position_kmeans", "slic", "grid", "random_registers", f"random_registers:{vit}",
+        f"random_registers3@means:{vit}",
         "patch_kmeans:model", f"patch_kmeans:{vit}", f"registers:{registers}", f"attention_heads:{vit}",
         f"attention_heads:{registers}", "attention_heads:model", f"label_maps:{folder / 'maps'}",
     )  # fmt: skip
@@ -80,6 +81,7 @@ def test_every_specification_has_its_rows(rats, folder, images):
     expected |= {
         "8 random registers, patches of the model": ("random_registers", own, None),
         "8 random registers, patches of vit": ("random_registers", model_of["vit"], None),
+        "3 random registers, patches of vit (means)": ("random_registers", model_of["vit"], None),
         f"patch k-means of the model, {SAME}": ("patch_kmeans", own, "same"),
         f"patch k-means of the model, {EIGHT}": ("patch_kmeans", own, 8),
         f"patch k-means of vit, {SAME}": ("patch_kmeans", model_of["vit"], "same"),
@@ -98,7 +100,8 @@ def test_every_specification_has_its_rows(rats, folder, images):
         assert all(one.shape == (40, 60) and one.dtype.kind == "i" for one in of_images)
         used = [len(np.unique(one)) for one in of_images]
         if rows[title].method not in ("slic", "AdaSlot"):
-            bound = {"registers of registers": 3, "attention heads of vit": 4, "attention heads of registers": 4}.get(title, 8)
+            least = {"registers of registers": 3, "attention heads of vit": 4, "attention heads of registers": 4}
+            bound = (least | {"3 random registers, patches of vit (means)": 3}).get(title, 8)
             wanted = rows[title].num_segments
             assert used == (told if wanted == "same" else [8, 8]) if wanted else max(used) <= bound
     assert [one.max() for one in label_maps["AdaSlot (adaslot-coco), saved label maps"]] == [0, 1]
@@ -196,7 +199,18 @@ def test_all_models_see_images_at_one_size(rats, images, folder, monkeypatch):
 
 @pytest.mark.parametrize(
     "text",
-    ["kmeans", "color_kmeans:vit", "grid:", "patch_kmeans", "patch_kmeans:", "registers", "random_registers:", "label_maps"],
+    [
+        "kmeans",
+        "color_kmeans:vit",
+        "grid:",
+        "patch_kmeans",
+        "patch_kmeans:",
+        "registers",
+        "random_registers:",
+        "random_registers0",
+        "registers3:vit",
+        "label_maps",
+    ],
 )
 def test_what_is_no_specification_is_answered_with_all(rats, text):
     with pytest.raises(
