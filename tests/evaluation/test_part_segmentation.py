@@ -142,14 +142,17 @@ def test_parts_can_be_read_from_another_layer(model_folder, data_folder):
         run(model_folder, data_folder, "--part_layer", "9")
 
 
-def test_parts_can_be_read_from_claimed_patches(model_folder, data_folder):
-    """The model's own row is then that of the reading which says the same of its attention."""
+def test_parts_can_be_read_from_claimed_patches(model_folder, data_folder, tmp_path):
+    """The options do what a configuration that says so does."""
     options = ("--part_layer", "-2", "--part_similarity", "claimed_patches")
-    record = run(model_folder, data_folder, *options, "--baselines", "attention_heads@layer-2+means:model")
+    record = run(model_folder, data_folder, *options)
     assert record["model_config"]["part_similarity"] == record["settings"]["part_similarity"] == "claimed_patches"
-    scores = record["scores"]["model"]
-    assert scores == pytest.approx(record["scores"]["attention heads of the model (layer-2+means)"], abs=1)
-    assert scores != run(model_folder, data_folder, "--part_layer", "-2")["scores"]["model"]
+    model, processor = load_rats(model_folder)
+    model.config.update({"part_layer": -2, "part_similarity": "claimed_patches"})
+    for saved in (model, processor):
+        saved.save_pretrained(tmp_path / "claimed")
+    assert record["scores"]["model"] == run(str(tmp_path / "claimed"), data_folder)["scores"]["model"]
+    assert record["scores"]["model"] != run(model_folder, data_folder, "--part_layer", "-2")["scores"]["model"]
 
 
 def test_scores_are_those_of_the_register_maps_at_the_size_of_the_mask(model_folder, data_folder):
