@@ -45,7 +45,8 @@ class Difficulty:
         palette_colours: Number of dark and of light colours in an image; the fewer, the more parts share each. With 0 all
             parts of all images have one dark and one light grey: texture and shape alone tell parts, and images, apart.
         texture_fidelity: Probability that a part wears its own type's texture and not any.
-        colour_fidelity: Probability that a part wears its own type's hue, give or take `HUE_SPREAD`, and not the palette's.
+        colour_fidelity: Probability that a part wears its own type's hue, give or take `HUE_SPREAD`, and not the palette's
+            colours.
         ground_colour: Share of the palette's colour that the ground and the things on it keep; at 0 they are grey, of the
             palette's brightness, so that what colours there are tell of the object.
         background_texture: Probability that the background repeats a part's texture instead of its own.

@@ -151,8 +151,8 @@ def place_tile(texture: str, variant: int, tile_from_pixel: np.ndarray, height_p
 DARK_GREY, LIGHT_GREY = 45.0, 215.0
 DARK, LIGHT = (0.08, 0.4), (0.65, 1.0)  # values of a palette's colours
 
-GOLDEN_ANGLE = 137.5  # between the hues of one part type and the next, so that all are apart
-HUE_SPREAD = 15.0  # degrees to either side
+GOLDEN_ANGLE = 137.5  # degrees between the hues of one part type and the next; of fifteen the nearest two are 12.5 apart
+HUE_SPREAD = 15.0  # degrees to either side, so that near hues overlap
 
 
 def draw_palette(rng: np.random.Generator, colours: int) -> tuple[np.ndarray, np.ndarray]:
