@@ -15,6 +15,12 @@ SCORE_TITLES = {
     "boundary_f": ("Boundary F-score", "BF"),
 }
 ROW_TITLES = {"model": "this model", "untrained": "untrained (this architecture, fresh weights)"}
+# part_similarity of the configuration -> how the model reads parts.
+PARTS = {
+    "registers": "each patch goes to the register token of highest cosine similarity, as in the paper",
+    "claimed_patches": "each patch goes to the register whose query fits it best in the compress step; "
+    "five steps of k-means on the image's patches follow (not the paper's reading)",
+}
 COUNTS = ("images", "images_with_foreground", "segments_used")
 FOREGROUND = "_foreground"
 
@@ -144,6 +150,7 @@ def describe_model(model: ModelRecord) -> dict[str, str]:
         "Image size": f"{input_size(model.processor['size'], model.processor)} by the image processor; position embeddings "
         f"learned at {pixels(config['image_size'])} and interpolated for any multiple of the patch",
         "Parameters": f"{model.num_parameters:,}",
+        "Parts": f"{PARTS[config.get('part_similarity', 'registers')]}, layer {config.get('part_layer', -1)}",
     }
     if not config.get("communicate", True):
         details["Communication between registers"] = "switched off (ablation)"

@@ -34,6 +34,8 @@ MAY_CHANGE = (
     "log_steps",
     "report_to",
     "export_image_size",
+    "part_layer",  # of the exported model
+    "part_similarity",
     "push_to_hub",
     "hub_model_id",
     "hub_private_repo",

@@ -29,6 +29,14 @@ class ModelSettings:
     initializer_range: float = field(default=0.02, metadata={"help": "Standard deviation of the initial weights."})
     partition_registers: bool = field(default=True, metadata={"help": "Partition the registers over the heads."})
     communicate: bool = field(default=True, metadata={"help": "Let registers attend to registers."})
+    part_layer: int = field(default=-1, metadata={"help": "Layer from which the exported model reads parts."})
+    part_similarity: str = field(
+        default="registers",
+        metadata={
+            "help": "What the exported model compares patches with, as in RatsConfig; it does not change the training.",
+            "choices": ["registers", "claimed_patches"],
+        },
+    )
     num_prototypes: int = field(default=65536, metadata={"help": "Number of prototypes K of the DINO head."})
     head_hidden_size: int = field(default=2048, metadata={"help": "Width of the DINO head's hidden layers."})
     head_bottleneck_size: int = field(default=256, metadata={"help": "Width of the DINO head's output."})

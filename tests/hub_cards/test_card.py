@@ -102,6 +102,13 @@ def test_numbers_are_those_of_the_records(model_folder, write_scores):
     assert part_segmentation.PROTOCOL in text
 
 
+def test_the_card_says_how_parts_are_read(model_folder, edit_json):
+    assert "as in the paper, layer -1" in table(build_card(model_folder), "Parts")[1]
+    edit_json(model_folder / "config.json", part_similarity="claimed_patches", part_layer=-2)
+    parts = table(build_card(model_folder), "Parts")[1]
+    assert "five steps of k-means" in parts and "not the paper's reading" in parts and parts.endswith("layer -2")
+
+
 def test_nothing_reads_as_a_gap(model_folder, write_scores, drawn):
     full = build_card(model_folder, [write_scores()], find_assets(*drawn))
     (model_folder / "training.json").unlink()

@@ -209,6 +209,14 @@ def test_the_exported_model_is_the_teacher(finished):
     assert student_differs
 
 
+def test_the_recipe_says_how_the_exported_model_reads_parts(make_arguments, tmp_path):
+    pretrain.main(make_arguments(tmp_path, steps=2))
+    pretrain.main(make_arguments(tmp_path, steps=3, part_layer=-2, part_similarity="claimed_patches"))  # goes on all the same
+    config = RatsForPartSegmentation.from_pretrained(tmp_path / "model").config
+    assert (config.part_layer, config.part_similarity) == (-2, "claimed_patches")
+    assert last_state(tmp_path)["step"] == 3
+
+
 def test_a_collapsed_run_stops_and_names_its_checkpoint(make_arguments, tmp_path, capsys):
     # So high a temperature that all targets are uniform.
     hot = {"teacher_temperature": 1e6, "warmup_teacher_temperature": 1e6, "log_steps": 1, "checkpoint_steps": 1}
