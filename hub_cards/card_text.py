@@ -18,7 +18,7 @@ ROW_TITLES = {"model": "this model", "untrained": "untrained (this architecture,
 # part_similarity of the configuration -> how the model reads parts.
 PARTS = {
     "registers": "each patch goes to the register token of highest cosine similarity, as in the paper",
-    "claimed_patches": "each patch goes to the register whose query fits it best in the compress step; "
+    "claimed_patches": "each patch goes to the register that claims it in the compress step; "
     "five steps of k-means on the image's patches follow (not the paper's reading)",
 }
 COUNTS = ("images", "images_with_foreground", "segments_used")

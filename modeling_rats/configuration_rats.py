@@ -67,9 +67,9 @@ class RatsConfig(BackboneConfigMixin, PreTrainedConfig):
         LayerNorm is applied whichever it is; -1, the last layer, is the paper's choice.
     part_similarity (`str`, *optional*, defaults to `"registers"`):
         What patches are compared with, by cosine. `"registers"`: the register tokens, the paper's choice. `"claimed_patches"`:
-        for each register the mean direction of the patches that it claims, those whose key fits its query better than that of
-        any other register in the compress step of the part layer's block; five steps of k-means follow, so that a patch moves
-        to the mean that it is most similar to. A register that claims none has -1 everywhere.
+        for each register the mean direction of the patches that it claims by the compress step of the part layer's block (see
+        `register_claims`); five steps of k-means follow, so that a patch moves to the mean that it is most similar to. A
+        register that claims none has -1 everywhere.
     semantic_loss_ignore_index (`int`, *optional*, defaults to 255):
         Label of the pixels that do not count in the loss of [`RatsForPartSegmentation`].
     apply_layernorm (`bool`, *optional*, defaults to `True`):

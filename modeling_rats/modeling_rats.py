@@ -30,7 +30,7 @@ from .modeling_outputs_rats import (
     RatsPartSegmentationOutput,
     recorded,
 )
-from .part_maps import register_patch_similarities, similarities_to_claimed_patches
+from .part_maps import register_claims, register_patch_similarities, similarities_to_claimed_patches
 from .register_attention import RatsRegisterAttention
 
 logger = logging.get_logger(__name__)
@@ -608,8 +608,8 @@ class RatsForPartSegmentation(RatsPreTrainedModel):
         registers, patches = _split_registers(self.rats.layernorm(outputs.hidden_states[part_layer]), self.config)
         if self.config.part_similarity == "claimed_patches":
             block = cast(RatsLayer, self.rats.encoder.layer[part_layer - 1])
-            claims = block.attention.compress_logits(block.layernorm_before(outputs.hidden_states[part_layer - 1]))  # (B, N, L)
-            similarities = similarities_to_claimed_patches(claims.unflatten(-1, grid), patches)
+            logits = block.attention.compress_logits(block.layernorm_before(outputs.hidden_states[part_layer - 1]))  # (B, N, L)
+            similarities = similarities_to_claimed_patches(register_claims(logits).unflatten(-1, grid), patches)
         else:
             similarities = register_patch_similarities(registers, patches, grid)
         return RatsPartSegmentationOutput(similarities=similarities, **recorded(outputs))  # type: ignore[arg-type]

@@ -30,6 +30,24 @@ def register_patch_similarities(registers: torch.Tensor, patches: torch.Tensor, 
         return (registers @ patches.transpose(1, 2)).unflatten(-1, grid)  # (B, N, rows, columns)
 
 
+def register_claims(compress_logits: torch.Tensor) -> torch.Tensor:
+    r"""How strongly each register claims each patch: half-way between compress's logits and their log-softmax.
+
+    With l_rp the logit of register r and patch p:  l_rp - 1/2 log sum_q exp(l_rq)
+
+    Compress's softmax is over the patches, so a constant that all logits of a register share is nothing to it: by the logits
+    alone, a register whose constant is high takes most of the image. By the log-softmax alone, each register claims some
+    patch, be its part there or not. Half-way was chosen on rendered images (docs/evidence). Ours, not the paper's.
+
+    Args:
+        compress_logits: Q(R) K(P)^T / sqrt d, (B, N, L).
+
+    Returns:
+        Comparable over registers, (B, N, L).
+    """
+    return compress_logits - 0.5 * compress_logits.logsumexp(dim=-1, keepdim=True)
+
+
 def similarities_to_claimed_patches(maps: torch.Tensor, patches: torch.Tensor) -> torch.Tensor:
     """Cosine similarity of every patch with the mean direction of the patches that each map claims.
 
@@ -265,6 +283,7 @@ __all__ = [
     "part_segments",
     "patches_to_pixels",
     "pixel_to_patch",
+    "register_claims",
     "register_patch_similarities",
     "segment_parts",
     "similarities_to_claimed_patches",

@@ -79,9 +79,6 @@ class RatsRegisterAttention(nn.Module):
     def compress_logits(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """How well each register's query fits the key of each patch: compress before its softmax.
 
-        The softmax is over the patches of an image, so that a register whose part is not there reads some patch all the same;
-        before it, such a register can be beaten by others everywhere.
-
         Args:
             hidden_states: Normed tokens, registers first, (B, N + L, D).
 

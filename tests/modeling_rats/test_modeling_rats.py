@@ -524,7 +524,7 @@ def test_part_layer_chooses_the_tokens(make_model, part_layer, state):
 
 @pytest.mark.parametrize("part_layer, state", [(-1, 2), (-2, 1), (1, 1)])
 @pytest.mark.parametrize("partition_registers", [True, False])
-def test_claimed_patches_are_those_whose_keys_fit_a_registers_query_best(
+def test_claimed_patches_are_those_that_a_registers_query_and_its_attention_choose(
     make_model, part_layer, state, partition_registers, monkeypatch
 ):
     monkeypatch.setattr(part_maps, "CLAIM_STEPS", 1)
@@ -538,9 +538,10 @@ def test_claimed_patches_are_those_whose_keys_fit_a_registers_query_best(
     normed = block.layernorm_before(recorded.hidden_states[state - 1])  # (B, N + L, D)
     queries, keys = block.attention.q_proj(normed[:, :8]), block.attention.k_proj(normed[:, 8:])
     queries, keys = (one.unflatten(2, (heads, -1)).transpose(1, 2) for one in (queries, keys))
-    logits = queries @ keys.transpose(2, 3)  # (B, H, N, L)
+    logits = queries @ keys.transpose(2, 3) / queries.shape[-1] ** 0.5  # (B, H, N, L)
     own_head = torch.arange(8) // (8 // heads)
-    maps = logits[:, own_head, torch.arange(8)] if partition_registers else logits.mean(dim=1)  # (B, N, L)
+    logits = logits[:, own_head, torch.arange(8)] if partition_registers else logits.mean(dim=1)  # (B, N, L)
+    maps = (logits + logits.log_softmax(dim=-1)) / 2
     patches = nn.functional.normalize(rats.layernorm(recorded.hidden_states[state])[:, 8:], dim=-1)
     claimed_by_none = 0
     for image in range(2):

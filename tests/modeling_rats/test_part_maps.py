@@ -11,6 +11,7 @@ from modeling_rats.part_maps import (
     merged_registers,
     part_map,
     pixel_to_patch,
+    register_claims,
     register_patch_similarities,
     segment_parts,
     similarities_to_claimed_patches,
@@ -39,6 +40,16 @@ def test_similarities_are_the_cosines_of_every_register_and_patch():
 
 def test_similarities_of_zero_tokens_are_zero():
     assert register_patch_similarities(torch.zeros(1, 1, 4), torch.ones(1, 2, 4), (1, 2)).eq(0).all()
+
+
+def test_claims_are_half_way_between_logits_and_their_log_softmax():
+    logits = random_similarities().flatten(1)[None]  # (1, 5, 12)
+    claims = register_claims(logits)
+    for register in range(5):
+        attention = logits[0, register].exp() / logits[0, register].exp().sum()
+        torch.testing.assert_close(claims[0, register], (logits[0, register] + attention.log()) / 2)
+    constants = torch.tensor([4.0, 0.0, -1.0, 2.0, 0.0])[:, None]  # nothing to the softmax; by the logits the first takes all
+    torch.testing.assert_close(register_claims(logits + constants), claims + constants / 2)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
