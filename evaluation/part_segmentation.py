@@ -12,7 +12,7 @@ import math
 import sys
 from collections.abc import Iterable, Mapping, Sequence, Sized
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import numpy as np
 import torch
@@ -29,6 +29,7 @@ from evaluation.part_scoring import Collected, Stopwatch, collect, score_rows
 from evaluation.records import describe_run, fingerprint_of_weights, write_json
 from evaluation.scores import format_table
 from evaluation.segmenters import load_rats
+from modeling_rats.configuration_rats import PartSimilarity
 from modeling_rats.visualization import draw_part_map, grid, side_by_side
 
 PROTOCOL = (
@@ -313,7 +314,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--part_layer", type=int, metavar="L", help="hidden state to read parts from; default: the model's")
     parser.add_argument(
         "--part_similarity",
-        choices=["registers", "claimed_patches"],
+        choices=get_args(PartSimilarity),
         help="what patches are compared with (RatsConfig); default: the model's",
     )
     parser.add_argument("--batch_size", type=_positive, default=8)

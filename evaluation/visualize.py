@@ -10,7 +10,7 @@ import sys
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from PIL import Image
@@ -19,6 +19,7 @@ from transformers.utils.logging import disable_progress_bar
 from evaluation.data_sets import decode_image, open_images
 from evaluation.segmenters import ImageBatch, load_rats, rats_segmenter
 from modeling_rats import RatsForPartSegmentation
+from modeling_rats.configuration_rats import PartSimilarity
 from modeling_rats.image_inputs_rats import rgb_image
 from modeling_rats.visualization import draw_part_map, draw_similarity, grid, register_colors, side_by_side
 
@@ -112,7 +113,7 @@ def run(arguments: Sequence[str] | None = None) -> list[Path]:
     parser.add_argument("--part_layer", type=int, metavar="L", help="hidden state to read parts from; default: the model's")
     parser.add_argument(
         "--part_similarity",
-        choices=["registers", "claimed_patches"],
+        choices=get_args(PartSimilarity),
         help="what patches are compared with (RatsConfig); default: the model's",
     )
     parser.add_argument(

@@ -12,6 +12,8 @@ from transformers.utils import auto_docstring
 
 from .remote_code import AUTO_MAP, CUSTOM_PIPELINES, IS_REMOTE_CODE
 
+PartSimilarity = Literal["registers", "claimed_patches"]
+
 
 @auto_docstring(
     custom_intro="""
@@ -118,7 +120,7 @@ class RatsConfig(BackboneConfigMixin, PreTrainedConfig):
     partition_registers: bool = True
     communicate: bool = True
     part_layer: int = -1
-    part_similarity: Literal["registers", "claimed_patches"] = "registers"
+    part_similarity: PartSimilarity = "registers"
     semantic_loss_ignore_index: int = 255
     _out_features: list[str] | None = None
     _out_indices: list[int] | None = None
@@ -257,4 +259,4 @@ def _nearest_multiples(value: int, of: int) -> str:
     return f"{below} or {below + of}" if below else str(of)
 
 
-__all__ = ["RatsConfig", "height_width"]
+__all__ = ["PartSimilarity", "RatsConfig", "height_width"]

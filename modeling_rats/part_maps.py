@@ -36,14 +36,14 @@ def register_claims(compress_logits: torch.Tensor) -> torch.Tensor:
     With l_rp the logit of register r and patch p:  l_rp - 1/2 log sum_q exp(l_rq)
 
     Compress's softmax is over the patches, so a constant that all logits of a register share is nothing to it: by the logits
-    alone, a register whose constant is high takes most of the image. By the log-softmax alone, each register claims some
-    patch, be its part there or not. Half-way was chosen on rendered images (docs/evidence). Ours, not the paper's.
+    alone, a register whose constant is high can take most of the image. By the log-softmax alone, most registers claim some
+    patch, be their part there or not. Half-way was chosen on rendered images (docs/evidence). Ours, not the paper's.
 
     Args:
         compress_logits: Q(R) K(P)^T / sqrt d, (B, N, L).
 
     Returns:
-        Comparable over registers, (B, N, L).
+        The claims, (B, N, L): a patch is claimed by the register with the highest one there.
     """
     return compress_logits - 0.5 * compress_logits.logsumexp(dim=-1, keepdim=True)
 

@@ -1,9 +1,10 @@
 """The settings of pretraining; `--help` and the recipes are made of them, `arguments.py` fills and checks them."""
 
 from dataclasses import asdict, dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 from evaluation.register_attention_variants import VARIANTS
+from modeling_rats.configuration_rats import PartSimilarity
 
 
 @dataclass
@@ -34,7 +35,7 @@ class ModelSettings:
         default="registers",
         metadata={
             "help": "What the exported model compares patches with, as in RatsConfig; it does not change the training.",
-            "choices": ["registers", "claimed_patches"],
+            "choices": [*get_args(PartSimilarity)],
         },
     )
     num_prototypes: int = field(default=65536, metadata={"help": "Number of prototypes K of the DINO head."})

@@ -437,7 +437,7 @@ def test_its_tokens_and_compress_maps_are_read_as_those_of_rats(make_model, tmp_
     block = model.encoder.layer[-1]
     with torch.no_grad():
         tokens = block.layernorm_before(model(images, output_hidden_states=True).hidden_states[-2])
-        logits = block.attention.compress_logits(tokens).unflatten(-1, grid)  # what claims patches: one map a register
+        logits = block.attention.compress_logits(tokens).unflatten(-1, grid)  # what claims are made of: one map a register
     expected = maps.log()  # the same but for the softmax's normaliser, one number a map
     expected = expected.unflatten(1, (4, 8)).mean(dim=1) if PER_HEAD[variant] == 8 else expected
     assert logits.shape == expected.shape == (2, 8, 3, 5)
