@@ -124,7 +124,7 @@ class RatsPartSegmentationOutput(ModelOutput):
     broadcast_attentions: tuple[torch.Tensor, ...] | None = None
 
 
-def recorded(outputs: RatsModelOutput) -> dict[str, tuple[torch.Tensor, ...] | None]:
+def recorded(outputs: ModelOutput) -> dict[str, tuple[torch.Tensor, ...] | None]:
     """What the encoder recorded, as the outputs of all classes hand it on."""
     names = ("hidden_states", "attentions", "communicate_attentions", "broadcast_attentions")
     return {name: getattr(outputs, name) for name in names}

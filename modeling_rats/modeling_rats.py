@@ -274,6 +274,7 @@ class RatsModel(RatsPreTrainedModel):
         bool_masked_pos: torch.Tensor | None = None,
         pooled_only: bool = False,
         num_layers: int | None = None,
+        apply_layernorm: bool = True,
         **kwargs: Unpack[TransformersKwargs],
     ) -> RatsModelOutput:
         r"""
@@ -286,6 +287,8 @@ class RatsModel(RatsPreTrainedModel):
             `(batch_size, num_registers, hidden_size)`. Ignored when hidden states or attentions are asked for.
         num_layers (`int`, *optional*, defaults to all of them):
             Stop after this many blocks and apply the final LayerNorm there; hidden states and maps end there, too.
+        apply_layernorm (`bool`, *optional*, defaults to `True`):
+            Whether the tokens, and so their mean, pass the final LayerNorm.
 
         Returns:
             [`RatsModelOutput`], or the tuple of its fields with `return_dict=False`.
@@ -315,7 +318,9 @@ class RatsModel(RatsPreTrainedModel):
             hidden_states, pooled_only=pooled_only and not asked, num_layers=num_layers, return_dict=True, **kwargs
         )
         self._warn_of_missing_maps([name for name in asked if not getattr(encoded, name)])
-        tokens = self.layernorm(encoded.last_hidden_state)  # (B, N + L, D)
+        tokens = cast(torch.Tensor, encoded.last_hidden_state)  # (B, N + L, D)
+        if apply_layernorm:
+            tokens = self.layernorm(tokens)
         # The paper's image representation: the mean over the final-layer registers goes into the DINO head.
         pooled = tokens[:, : self.config.num_registers].mean(dim=1)  # (B, D)
         return RatsModelOutput(last_hidden_state=tokens, pooler_output=pooled, **recorded(encoded))
@@ -572,16 +577,8 @@ class RatsForPartSegmentation(RatsPreTrainedModel):
         torch.Size([1, 8, 14, 20])
 
         ```"""
-        asked = self._asked_for(kwargs)
-        if asked or self.config.part_similarity == "claimed_patches":
-            num_layers = None if asked else self._part_layer()  # what was asked for is given of all blocks
-            outputs = self._recorded_similarities(pixel_values, num_layers, **kwargs)
-        else:
-            tokens = self.rats(pixel_values, num_layers=self._part_layer(), return_dict=True, **kwargs).last_hidden_state
-            registers, patches = _split_registers(tokens, self.config)
-            similarities = register_patch_similarities(registers, patches, _patch_grid(pixel_values, self.config))
-            outputs = RatsPartSegmentationOutput(similarities=similarities)
-        similarities = outputs.similarities
+        outputs = (self._recorded if self._asked_for(kwargs) else self._unrecorded)(pixel_values, **kwargs)
+        similarities = cast(torch.Tensor, outputs.similarities)
         logits = similarities  # (B, N, rows, columns)
         if self.part_classifier is not None:
             features = similarities.movedim(1, -1).to(_weight_dtype(self.part_classifier, self.dtype))
@@ -598,21 +595,34 @@ class RatsForPartSegmentation(RatsPreTrainedModel):
         """How many blocks the tokens pass that give the parts."""
         return self.config.part_layer % (self.config.num_hidden_layers + 1)
 
+    def _unrecorded(self, pixel_values: torch.Tensor, **kwargs: Unpack[TransformersKwargs]) -> RatsPartSegmentationOutput:
+        """The similarities alone, by no more blocks than they need."""
+        claimed = self.config.part_similarity == "claimed_patches"
+        num_layers = self._part_layer() - claimed  # of claims the last one's input is wanted, too
+        outputs = self.rats(pixel_values, num_layers=num_layers, apply_layernorm=False, return_dict=True, **kwargs)
+        entering = leaving = outputs.last_hidden_state
+        if claimed:
+            leaving = self.rats.encoder.layer[num_layers](entering)
+        similarities = self._similarities(entering, leaving, _patch_grid(pixel_values, self.config))
+        return RatsPartSegmentationOutput(similarities=similarities)
+
     @filter_output_hidden_states  # all are recorded, and those that nobody asked for are taken out again
-    def _recorded_similarities(
-        self, pixel_values: torch.Tensor, num_layers: int | None, **kwargs: Unpack[TransformersKwargs]
-    ) -> RatsPartSegmentationOutput:
-        """The similarities alone, with the hidden states and maps of `num_layers` blocks."""
-        outputs = self.rats(pixel_values, num_layers=num_layers, return_dict=True, **kwargs)
+    def _recorded(self, pixel_values: torch.Tensor, **kwargs: Unpack[TransformersKwargs]) -> RatsPartSegmentationOutput:
+        """The similarities alone, with what was asked for of all blocks."""
+        outputs = self.rats(pixel_values, return_dict=True, **kwargs)
         part_layer, grid = self._part_layer(), _patch_grid(pixel_values, self.config)
-        registers, patches = _split_registers(self.rats.layernorm(outputs.hidden_states[part_layer]), self.config)
-        if self.config.part_similarity == "claimed_patches":
-            block = cast(RatsLayer, self.rats.encoder.layer[part_layer - 1])
-            logits = block.attention.compress_logits(block.layernorm_before(outputs.hidden_states[part_layer - 1]))  # (B, N, L)
-            similarities = similarities_to_claimed_patches(register_claims(logits).unflatten(-1, grid), patches)
-        else:
-            similarities = register_patch_similarities(registers, patches, grid)
+        entering, leaving = (outputs.hidden_states[index] for index in (max(part_layer - 1, 0), part_layer))
+        similarities = self._similarities(entering, leaving, grid)
         return RatsPartSegmentationOutput(similarities=similarities, **recorded(outputs))  # type: ignore[arg-type]
+
+    def _similarities(self, entering: torch.Tensor, leaving: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
+        """By the tokens, (B, N + L, D), that enter the block parts are read from and those that leave it: (B, N, *grid)."""
+        registers, patches = _split_registers(self.rats.layernorm(leaving), self.config)
+        if self.config.part_similarity == "registers":
+            return register_patch_similarities(registers, patches, grid)
+        block = cast(RatsLayer, self.rats.encoder.layer[self._part_layer() - 1])
+        logits = block.attention.compress_logits(block.layernorm_before(entering))  # (B, N, L)
+        return similarities_to_claimed_patches(register_claims(logits).unflatten(-1, grid), patches)
 
     def _register_heads(self, similarities: torch.Tensor) -> torch.Tensor | None:
         if not self.config.partition_registers:

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import pickle
 
 import pytest
 import torch
@@ -621,6 +622,15 @@ def test_parts_leave_the_hidden_states_to_the_caller(make_model, parts, asked):
             assert torch.equal(outputs.hidden_states[index], every[index])
 
 
+@pytest.mark.parametrize("parts", PARTS, ids=str)
+def test_parts_alone_record_nothing(make_model, parts):
+    """Recording puts hooks on the model, which then can be neither pickled nor, in a first call, compiled."""
+    model = make_model(RatsForPartSegmentation, **parts)
+    compiled = torch.compile(model, fullgraph=True, backend="eager")(random_images())
+    torch.testing.assert_close(compiled.similarities, model(random_images()).similarities)
+    torch.testing.assert_close(pickle.loads(pickle.dumps(model))(random_images()).similarities, compiled.similarities)
+
+
 def test_pixels_with_the_ignored_label_do_not_count(make_model):
     labels = torch.randint(3, (2, 32, 32), generator=torch.Generator().manual_seed(0))
     for ignored in (255, 7):
@@ -644,6 +654,13 @@ def test_blocks_after_the_part_layer_are_neither_run_nor_trained(make_model, mon
     trainable = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     assert trainable == {name for name, parameter in model.named_parameters() if parameter.grad is not None}
     assert all(parameter.requires_grad == (index < used) for index in range(2) for parameter in layers[index].parameters())
+
+
+def test_tokens_before_the_final_layernorm(make_model):
+    model = make_model()
+    before, after = model(random_images(), apply_layernorm=False), model(random_images())
+    torch.testing.assert_close(model.layernorm(before.last_hidden_state), after.last_hidden_state)
+    torch.testing.assert_close(before.pooler_output, before.last_hidden_state[:, : model.config.num_registers].mean(dim=1))
 
 
 def test_stopping_after_some_blocks(make_model):
