@@ -17,7 +17,7 @@ quickstart: environment
 	$(LAUNCH) training/pretrain.py training/recipes/quickstart.yaml --output_dir $(OUT) --seed $(SEED) $(if $(DATA),--dataset "$(DATA)") $(ARGS)
 ifeq ($(DATA),)
 	test -e $(OUT)/data/validation-00000-of-00001.parquet || \
-	  $(BIN)/python -m evaluation.synthetic_parts --output $(OUT)/data --split validation --images 200 --image_size 128 --seed 1 --difficulty easy
+	  $(BIN)/python -m evaluation.synthetic_parts --output $(OUT)/data --split validation --images 200 --image_size 128 --seed 1 --difficulty colours
 	$(BIN)/python -m evaluation.part_segmentation --model $(OUT)/model --dataset $(OUT)/data --untrained --seed $(SEED) \
 	  --baselines color_kmeans color_position_kmeans --output $(OUT)/scores.json --pictures $(OUT)/pictures
 	$(BIN)/python -m hub_cards.card --model $(OUT)/model --scores $(OUT)/scores.json --curves $(OUT)/curves.png --pictures $(OUT)/pictures

@@ -57,13 +57,14 @@ def python_blocks(text):
 
 
 def prepare(folder):
-    """What the page's reader has: the model of `make quickstart`, but random; a photograph; DINO's ViT-S, but small."""
+    """What the page's reader has: the checkpoints, a model as of `make quickstart`, a photograph, a small DINO ViT-S."""
     torch.manual_seed(0)
     sizes = {"hidden_size": 128, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 512}
     head = {"num_prototypes": 256, "head_hidden_size": 256, "head_bottleneck_size": 64}
     config = RatsConfig(**sizes, **head, num_registers=16, patch_size=8, image_size=64, initializer_range=0.2)
     RatsForPartSegmentation(config).save_pretrained(folder / "outputs/quickstart/model")
     RatsImageProcessor(size={"height": 128, "width": 128}).save_pretrained(folder / "outputs/quickstart/model")
+    (folder / "checkpoints").symlink_to(ROOT / "checkpoints")
     pixels = np.random.default_rng(0).integers(0, 256, (48, 64, 3), dtype=np.uint8)
     Image.fromarray(pixels).resize((640, 480)).save(folder / "photo.jpg")
     small = ViTConfig(hidden_size=48, num_hidden_layers=2, num_attention_heads=6, intermediate_size=96, image_size=32)

@@ -31,4 +31,5 @@ def test_the_source_distribution_holds_the_project(built):
         names = {name.partition("/")[2] for name in archive.getnames()}
     for path in ("training/pretrain.py", "training/recipes/quickstart.yaml", "hub_cards/model_card.md", "Makefile", "LICENSE"):
         assert path in names
+    assert "checkpoints/rats-tiny-synthetic/model.safetensors" in names
     assert not any(name.endswith((".parquet", ".pyc")) for name in names)

@@ -5,21 +5,15 @@ from pathlib import Path
 
 import pytest
 
-from evaluation.synthetic_parts import write_dataset
-from modeling_rats import RatsForPartSegmentation, RatsImageProcessor
-
 ROOT = Path(__file__).resolve().parents[1]
 DOCUMENTS = sorted(path for path in ROOT.rglob("*.md") if not {".venv", "outputs", "build"} & set(path.parts))
 
 
-def test_the_readme_code_runs_on_a_model_folder(make_config, tmp_path, capsys):
-    RatsForPartSegmentation(make_config()).save_pretrained(tmp_path / "model")
-    RatsImageProcessor(size={"height": 32, "width": 32}).save_pretrained(tmp_path / "model")
-    write_dataset(tmp_path / "data", 2, 48, seed=0, split="validation", num_processes=1, quiet=True)
+def test_the_readme_code_runs(monkeypatch, capsys):
+    monkeypatch.chdir(ROOT)
     (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
-    assert "outputs/quickstart" in code
-    exec(code.replace("outputs/quickstart", str(tmp_path)), {})
-    assert "segments_info" in capsys.readouterr().out
+    exec(code, {})
+    assert capsys.readouterr().out.count("'register': ") > 3
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))

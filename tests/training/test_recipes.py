@@ -14,7 +14,6 @@ RECIPES = sorted(QUICKSTART.parent.glob("*.yaml"))
 IMAGES = {
     "quickstart": 20_000,
     "tiny_real": 86_000,
-    "tiny_synthetic": 20_000,
     "rats_vits16_20k": 20_000,
     "rats_vits16_100k": 100_000,
     "rats_vits16_in1k": 1_281_167,

@@ -1,0 +1,48 @@
+"""The checkpoints that come with the project: small, loadable as their cards say, and as good as their records say."""
+
+import json
+from pathlib import Path
+
+import pytest
+from huggingface_hub import ModelCard
+from safetensors import safe_open
+from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation
+
+from evaluation import part_segmentation
+from evaluation.synthetic_parts import write_dataset
+from modeling_rats import RatsForPartSegmentation, RatsImageProcessor
+
+ROOT = Path(__file__).resolve().parents[1]
+CHECKPOINTS = sorted(path.parent for path in ROOT.glob("checkpoints/*/config.json"))
+TEST_SEED = 3  # of the images that the records score (docs/evidence)
+SCORES = ("segments_used", "m2o_miou", "m2o_miou_foreground", "o2o_miou", "ari")
+
+
+@pytest.mark.parametrize("folder", CHECKPOINTS, ids=lambda folder: folder.name)
+def test_a_checkpoint_is_small_and_whole(folder):
+    weights = list(folder.glob("*.safetensors"))
+    assert sum(file.stat().st_size for file in weights) <= 12e6
+    for file in weights:
+        with safe_open(file, "pt") as tensors:
+            assert all(tensors.get_tensor(name).isfinite().all() for name in tensors.keys())  # noqa: SIM118
+    model, processor = AutoModelForSemanticSegmentation.from_pretrained(folder), AutoImageProcessor.from_pretrained(folder)
+    assert type(model) is RatsForPartSegmentation and type(processor) is RatsImageProcessor
+    training = json.loads((folder / "training.json").read_text())
+    assert training["steps"] == training["settings"]["steps"]  # not stopped half-way
+    card = ModelCard.load(folder)
+    assert card.data.license and f"{training['steps']:,}" in card.text
+
+
+@pytest.mark.parametrize("folder", CHECKPOINTS, ids=lambda folder: folder.name)
+def test_a_checkpoint_scores_what_its_record_says(folder, tmp_path):
+    record = json.loads((folder / "scores.json").read_text())
+    recorded, settings = record["scores"]["model"], json.loads((folder / "training.json").read_text())["settings"]
+    size_px, difficulty = settings["synthetic_image_size"], settings["synthetic_difficulty"]
+    write_dataset(tmp_path / "data", recorded["images"], size_px, TEST_SEED, difficulty, "test", quiet=True)
+    arguments = f"--model {folder} --dataset {tmp_path / 'data'} --split test --baselines color_kmeans --quiet"
+    measured = part_segmentation.run([*arguments.split(), "--output", str(tmp_path / "scores.json")])
+    assert measured["fingerprints"]["weights"] == record["fingerprints"]["weights"]
+    for name in SCORES:  # another OpenCV may render a pixel otherwise
+        assert measured["scores"]["model"][name] == pytest.approx(recorded[name], abs=0.5), name
+    rival = measured["scores"]["color k-means, same number of segments"]
+    assert measured["scores"]["model"]["m2o_miou_foreground"] > rival["m2o_miou_foreground"] + 5
