@@ -29,7 +29,7 @@ def test_a_checkpoint_is_small_and_whole(folder):
     assert type(model) is RatsForPartSegmentation and type(processor) is RatsImageProcessor
     training = json.loads((folder / "training.json").read_text())
     assert training["steps"] == training["settings"]["steps"]  # not stopped half-way
-    card = ModelCard.load(folder)
+    card = ModelCard.load(folder / "README.md")
     assert card.data.license and f"{training['steps']:,}" in card.text
 
 

@@ -64,7 +64,7 @@ def test_the_model_folder_arrives_with_a_card_that_shows_the_run(hub, output, tm
     address = push(output, hub_private_repo=True)
     repository = hub.repositories[NAME]
     assert address.endswith(f"{NAME}/commit/{repository.head.oid}") and repository.private
-    assert repository.head.message == "RATS pretrained for 1,000 steps"
+    assert repository.head.message == "RATS pretrained for 600 steps"
     files = repository.head.files
     card = files["README.md"].decode()
     assert card.count(NAME) >= 2 and "assets/curves.png" in card and "assets/parts_0.png" in card
