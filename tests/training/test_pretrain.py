@@ -779,7 +779,7 @@ def test_the_embedded_data_is_rendered_once(tmp_path):
 
 @pytest.mark.slow
 def test_a_short_pretraining_finds_parts(tmp_path):
-    """The quickstart, shortened: on unseen images it is far better than the weights it starts from, and than colours."""
+    """The quickstart, shortened: on unseen images it is better than the weights it starts from, and than colours."""
     output = tmp_path / "run"
     shorter = {"steps": 400, "warmup_steps": 20, "synthetic_images": 6000, "num_workers": 0}
     arguments = [f"--{name}={value}" for name, value in shorter.items()]
@@ -788,5 +788,6 @@ def test_a_short_pretraining_finds_parts(tmp_path):
     arguments = f"--model {folder} --dataset {output / 'data'} --output {output / 'scores.json'} --untrained --quiet"
     scores = part_segmentation.main(arguments.split())["scores"]
     model, untrained, colors = (scores[row] for row in ("model", "untrained", "color k-means, same number of segments"))
-    assert model["ari"] > untrained["ari"] + 20
-    assert model["m2o_miou_foreground"] > max(untrained["m2o_miou_foreground"], colors["m2o_miou_foreground"]) + 5
+    assert model["m2o_miou_foreground"] > untrained["m2o_miou_foreground"] + 10
+    assert model["ari"] > max(untrained["ari"], colors["ari"]) + 5
+    assert model["o2o_miou"] > max(untrained["o2o_miou"], colors["o2o_miou"]) + 3
