@@ -18,6 +18,10 @@ TEST_SEED = 3  # of the images that the records score (docs/evidence)
 SCORES = ("segments_used", "m2o_miou", "m2o_miou_foreground", "o2o_miou", "ari")
 
 
+def test_the_checkpoints_that_the_documents_name_are_looked_at():
+    assert ROOT / "checkpoints" / "rats-tiny-synthetic" in CHECKPOINTS
+
+
 @pytest.mark.parametrize("folder", CHECKPOINTS, ids=lambda folder: folder.name)
 def test_a_checkpoint_is_small_and_whole(folder):
     weights = list(folder.glob("*.safetensors"))
