@@ -20,7 +20,7 @@ ifeq ($(DATA),)
 	  $(BIN)/python -m evaluation.synthetic_parts --output $(OUT)/data --split validation --images 200 --image_size 128 --seed 1 --difficulty colours
 	$(BIN)/python -m evaluation.part_segmentation --model $(OUT)/model --dataset $(OUT)/data --untrained --seed $(SEED) \
 	  --baselines color_kmeans color_position_kmeans --output $(OUT)/scores.json --pictures $(OUT)/pictures
-	$(BIN)/python -m hub_cards.card --model $(OUT)/model --scores $(OUT)/scores.json --curves $(OUT)/curves.png --pictures $(OUT)/pictures
+	$(BIN)/python -m hub_cards.card --model $(OUT)/model --results $(OUT)/scores.json --curves $(OUT)/curves.png --pictures $(OUT)/pictures
 else
 	$(BIN)/python -m evaluation.visualize --model $(OUT)/model --dataset "$(DATA)" --output $(OUT)/pictures
 	$(BIN)/python -m hub_cards.card --model $(OUT)/model --curves $(OUT)/curves.png --pictures $(OUT)/pictures

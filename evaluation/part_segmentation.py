@@ -26,9 +26,10 @@ from evaluation.competitors import SAME, SPECIFICATIONS, Competitor, competitors
 from evaluation.journal import Journal
 from evaluation.mask_samples import MaskRow, MaskSample, mask_rows, number_of_rows, open_mask_dataset
 from evaluation.part_scoring import Collected, Stopwatch, collect, score_rows
-from evaluation.records import describe_run, fingerprint_of_weights, write_json
+from evaluation.records import describe_run, fingerprint_of_weights, hashes_of_weight_files, write_json
 from evaluation.scores import format_table
 from evaluation.segmenters import load_rats
+from evaluation.synthetic_parts import rendering_of
 from modeling_rats.configuration_rats import PartSimilarity
 from modeling_rats.visualization import draw_part_map, grid, side_by_side
 
@@ -92,6 +93,7 @@ def run(arguments: Sequence[str] | None = None) -> dict[str, Any]:
         **vars(options),
         "dataset": data.name,
         "split": data.split,
+        "rendered": rendering_of(data.name, data.split),
         "ignore_label": data.ignore_label,
         "image_size": options.image_size or dict(processor.size),
         "revision": getattr(model.config, "_commit_hash", None),  # null for a local folder
@@ -135,7 +137,11 @@ def run(arguments: Sequence[str] | None = None) -> dict[str, Any]:
         "protocol": PROTOCOL,
         "settings": settings,
         "model_config": {name: getattr(model.config, name) for name in SUMMARY_OF_CONFIG if hasattr(model.config, name)},
-        "fingerprints": {"weights": weights, "data": collected.data},
+        "fingerprints": {
+            "weights": weights,
+            "weight_files": hashes_of_weight_files(options.model, options.revision),
+            "data": collected.data,
+        },
         **describe_run("evaluation.part_segmentation", arguments),
     }
     if state.is_main_process:

@@ -15,6 +15,9 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
+from transformers.utils import CONFIG_NAME, cached_file
+
+from hub_cards.records import hash_weight_files
 
 VERSIONS_OF = (
     "torch",
@@ -51,6 +54,11 @@ def fingerprint_of_weights(model: torch.nn.Module) -> str:
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
+
+
+def hashes_of_weight_files(model: str, revision: str | None = None) -> dict[str, str]:
+    """SHA-256 of the safetensors files of a model that has been loaded, by name: of its folder, or in the Hub's cache."""
+    return hash_weight_files(Path(str(cached_file(model, CONFIG_NAME, revision=revision))).parent)
 
 
 def fingerprint_of_sample(image: Image.Image, mask: np.ndarray) -> str:

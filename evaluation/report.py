@@ -2,7 +2,7 @@
 
     python -m evaluation.report results/*.json --output report
 
-writes report.md, report.html and the pictures into the folder. `hub_cards.card --scores` takes the same records. With
+writes report.md, report.html and the pictures into the folder. `hub_cards.card --results` takes the same records. With
 `--over_seeds` the runs of one experiment, such as `rats-seed0` and `rats-seed1`, become one row: mean and spread.
 """
 

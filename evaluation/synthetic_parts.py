@@ -227,6 +227,14 @@ def recorded_splits(output: Path) -> dict[str, dict[str, Any]]:
     return {split: made_with for split, made_with in record["splits"].items() if shards_of(output, split)}
 
 
+def rendering_of(dataset: str, split: str) -> dict[str, Any] | None:
+    """How the split of a data set was made if it is a folder that `write_dataset` wrote; else None."""
+    try:
+        return recorded_splits(Path(dataset)).get(split)
+    except (OSError, ValueError):  # somebody else's folder
+        return None
+
+
 def shards_of(output: Path, split: str) -> list[Path]:
     """The finished shards of a split."""
     return sorted(output.glob(f"{split}-*-of-*.parquet"))

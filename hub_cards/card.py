@@ -1,17 +1,17 @@
 """Writes the model card of a RATS folder from what was measured, never from typed numbers.
 
-    python -m hub_cards.card --model FOLDER --scores scores.json --curves curves.png --pictures DIR --repo_id OWNER/NAME
+    python -m hub_cards.card --model FOLDER --results scores.json --curves curves.png --pictures DIR --repo_id OWNER/NAME
 
 The numbers come from the folder's config.json, preprocessor_config.json, training.json and safetensors headers, and from
-the JSON files of evaluation.part_segmentation. A section without data is left out. Run it again whenever there is more:
-what a person wrote into the card stays (see `regeneration`).
+the results that it holds: what is named here is added to them. A section without data is left out. Run it again whenever
+there is more: what a person wrote into the card stays (see `regeneration`).
 """
 
 import argparse
 import math
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -22,15 +22,19 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from huggingface_hub.utils import validate_repo_id, yaml_dump
 from jinja2 import Environment, StrictUndefined
 
-from hub_cards.card_text import Evaluation, describe_limitations, describe_model, describe_training, input_size
-from hub_cards.records import DataSetName, ModelRecord, read_model, read_scores, scored_data, training_data
-from hub_cards.regeneration import END, START, merge_body
+from hub_cards.card_text import Evaluation, describe_limitations, describe_model, describe_training
+from hub_cards.records import ModelRecord, read_model, training_data
+from hub_cards.regeneration import END, START, merge_body, prose_of
+from hub_cards.results import adopt_all, as_files, check_weights, read_results
 
 TEMPLATE = Path(__file__).with_name("model_card.md")
 TAGS = ("rats", "vision", "register-attention", "part-segmentation")
 TAGS_WHEN_PRETRAINED = ("self-supervised", "dino")
+DEFAULT_LICENSE = "mit"
 MEASURED_KEYS = ("metrics", "model-index")  # of the metadata: never kept from an earlier card
+GENERATED_KEYS = ("library_name", "pipeline_tag", "tags", "datasets")
 MAX_PICTURES = 4
+CURVES, PICTURE = "assets/curves", "assets/parts_"  # how the names of the pictures in a model folder begin
 
 
 @dataclass(frozen=True)
@@ -47,8 +51,8 @@ class Assets:
 
     def places(self) -> dict[str, Path]:
         """Where each goes in the model folder, and where it comes from; a file's own name is its owner's business."""
-        curves = {} if self.curves is None else {f"assets/curves{self.curves.suffix}": self.curves}
-        return curves | {f"assets/parts_{index}{picture.suffix}": picture for index, picture in enumerate(self.pictures)}
+        curves = {} if self.curves is None else {f"{CURVES}{self.curves.suffix}": self.curves}
+        return curves | {f"{PICTURE}{index}{picture.suffix}": picture for index, picture in enumerate(self.pictures)}
 
 
 def find_assets(curves: str | Path | None = None, pictures: str | Path | None = None) -> Assets:
@@ -72,34 +76,35 @@ def find_assets(curves: str | Path | None = None, pictures: str | Path | None = 
     return Assets(None if curves is None else Path(curves), tuple(drawn[:MAX_PICTURES]))
 
 
+def outdated_pictures(there: Collection[str], new: Collection[str]) -> set[str]:
+    """Of the pictures that are there those of a kind (curves, part maps) of which there are new ones; by their places."""
+    kinds = [kind for kind in (CURVES, PICTURE) if any(place.startswith(kind) for place in new)]
+    return {place for place in there if place.startswith(tuple(kinds)) and place not in new}
+
+
 def build_card(
-    model_folder: str | Path,
-    scores: Sequence[str | Path] = (),
-    assets: Assets = Assets(),
+    model: ModelRecord,
+    evaluations: Sequence[Evaluation],
+    assets: Collection[str] = (),
     repo_id: str | None = None,
-    any_model: bool = False,
     existing: str | None = None,
 ) -> str:
     """Build the text of a card; nothing is written.
 
     Args:
-        model_folder: Folder that save_pretrained wrote, with weights and image processor.
-        scores: JSON files of evaluation.part_segmentation.
-        assets: Pictures to show; the card expects them at `assets.places()`.
+        model: What the model folder says of itself.
+        evaluations: Its results.
+        assets: Files that will be in the folder; those named as in `Assets.places` are shown.
         repo_id: Name on the Hub, owner/name; without it the card's code loads the folder.
-        any_model: Accept scores of the same architecture measured in another place.
         existing: Text of the card that this one replaces; its prose and its own metadata are kept.
 
     Raises:
-        FileNotFoundError: If a file is missing.
-        ValueError: If a file is not what it should be, or the scores are of another model.
+        ValueError: If `repo_id` or the existing card is malformed.
     """
     if repo_id is not None:
         validate_repo_id(repo_id)
-    model = read_model(model_folder)
-    evaluations = _read_evaluations(scores, model, repo_id, any_model)
     name = repo_id.split("/")[-1] if repo_id else _name_of_architecture(model.config)
-    previous = _parse(existing)
+    previous = parse_card(existing)
     data = build_metadata(model, evaluations, name, previous.data.to_dict())
     body = _render(
         name=name,
@@ -108,8 +113,8 @@ def build_card(
         training=describe_training(model.training),
         recipe=_recipe(model.training),
         evaluations=[evaluation.as_table() for evaluation in evaluations],
-        pictures=[place for place, source in assets.places().items() if source in assets.pictures],
-        curves=next((place for place, source in assets.places().items() if source == assets.curves), ""),
+        pictures=sorted(place for place in assets if place.startswith(PICTURE)),
+        curves=next((place for place in sorted(assets) if place.startswith(CURVES)), ""),
         limitations=describe_limitations(model, evaluations),
         license=data.get("license_name") or data.license,
         software_version=version("modeling-rats"),
@@ -134,10 +139,10 @@ def build_metadata(
     generated: dict[str, Any] = {
         "library_name": "transformers",
         "pipeline_tag": "image-segmentation",
-        "license": previous.get("license", "mit"),
+        "license": previous.get("license", DEFAULT_LICENSE),
         "tags": list(tags),
     }
-    trained_on = training_data(model.training["settings"]) if model.training else []
+    trained_on = training_data(model.training) if model.training else []
     if on_hub := [data.identifier for data in trained_on if data.on_hub]:
         generated["datasets"] = on_hub
     if results:
@@ -145,6 +150,20 @@ def build_metadata(
         generated |= {"metrics": metrics, "model_name": name, "eval_results": results}
     kept = {key: value for key, value in previous.items() if key not in generated and key not in MEASURED_KEYS}
     return ModelCardData(**generated, **kept)
+
+
+def personal_parts(text: str) -> dict[str, Any]:
+    """What of a card is a person's: its prose, and metadata that this module would not write by itself.
+
+    Raises:
+        ValueError: If the card is malformed.
+    """
+    card = parse_card(text)
+    data = card.data.to_dict()
+    tags = [tag for tag in data.get("tags", []) if tag not in (*TAGS, *TAGS_WHEN_PRETRAINED)]
+    own = {key: value for key, value in data.items() if key not in (*GENERATED_KEYS, *MEASURED_KEYS)}
+    parts = {"prose": prose_of(card.text), "tags": tags, **own}
+    return {name: part for name, part in parts.items() if part and (name, part) != ("license", DEFAULT_LICENSE)}
 
 
 def evaluation_results(evaluation: Evaluation) -> list[EvalResult]:
@@ -166,7 +185,11 @@ def evaluation_results(evaluation: Evaluation) -> list[EvalResult]:
             metric_type=metric.type,
             metric_name=metric.title,
             metric_config="foreground" if metric.foreground else None,
-            metric_args={"image_size": evaluation.input, "images": model_scores.get("images")},
+            metric_args={
+                "image_size": evaluation.input,
+                "images": model_scores.get("images"),
+                **({"reading": evaluation.reading} if evaluation.reading else {}),
+            },
             metric_value=float(model_scores[metric.score]),
         )
         for metric in evaluation.metrics
@@ -176,19 +199,43 @@ def evaluation_results(evaluation: Evaluation) -> list[EvalResult]:
 
 def write_card(
     model_folder: str | Path,
-    scores: Sequence[str | Path] = (),
+    results: Sequence[str | Path] = (),
     assets: Assets = Assets(),
     repo_id: str | None = None,
     any_model: bool = False,
 ) -> Path:
-    """Write the card as README.md into the model folder, with its pictures; arguments and errors as in `build_card`."""
-    card = Path(model_folder) / "README.md"
+    """Write the card as README.md into the model folder, with the results and pictures that it shows.
+
+    Args:
+        model_folder: Folder that save_pretrained wrote, with weights and image processor.
+        results: Records of evaluation.part_segmentation to add to the folder's results, or to replace older ones with.
+        assets: Pictures to show from now on; those that the folder has of the same kind go.
+        repo_id: Name on the Hub, owner/name; without it the card's code loads the folder.
+        any_model: Accept scores of other weights, see `hub_cards.results.adopt`.
+
+    Raises:
+        FileNotFoundError: If a file is missing.
+        ValueError: If a file is not what it should be, or a result is of other weights.
+    """
+    folder = Path(model_folder)
+    model = read_model(folder)
+    added = {evaluation.name: evaluation for evaluation in adopt_all(results, model, any_model)}
+    known = {evaluation.name: evaluation for evaluation in read_results(folder)} | added
+    check_weights(known.values(), model)
+    evaluations = [known[name] for name in sorted(known)]
+
+    places = assets.places()
+    shown = {file.relative_to(folder).as_posix() for file in folder.glob("assets/*")}
+    outdated = outdated_pictures(shown, places)
+    card = folder / "README.md"
     existing = card.read_text(encoding="utf-8-sig") if card.is_file() else None
-    text = build_card(model_folder, scores, assets, repo_id, any_model, existing)
-    pictures = {place: source.read_bytes() for place, source in assets.places().items()}
-    for place, content in pictures.items():
-        _replace(card.parent / place, content)
-    _replace(card, text.encode("utf-8"))  # last, so that no card ever shows a picture that is not there
+    text = build_card(model, evaluations, (shown | places.keys()) - outdated, repo_id, existing)
+    contents = as_files(added.values()) | {place: source.read_bytes() for place, source in places.items()}
+    for place, content in contents.items():
+        _replace(folder / place, content)
+    _replace(card, text.encode("utf-8"))  # after the others, so that no card ever shows what is not there
+    for place in outdated:
+        (folder / place).unlink()
     return card
 
 
@@ -196,38 +243,26 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Command line of `write_card`."""
     parser = argparse.ArgumentParser(prog="python -m hub_cards.card", description=__doc__.split("\n")[0], allow_abbrev=False)
     parser.add_argument("--model", required=True, metavar="FOLDER", help="model folder; the card is its README.md")
-    parser.add_argument("--scores", nargs="+", default=[], metavar="JSON", help="outputs of evaluation.part_segmentation")
+    parser.add_argument(
+        "--results",
+        nargs="+",
+        default=[],
+        metavar="JSON",
+        help="outputs of evaluation.part_segmentation; the folder keeps them",
+    )
     parser.add_argument("--curves", metavar="PNG", help="picture of the training curves")
     parser.add_argument("--pictures", metavar="DIR", help=f"folder of part maps; the first {MAX_PICTURES} are shown")
     parser.add_argument("--repo_id", metavar="OWNER/NAME", help="name on the Hub, for the title and the code")
-    parser.add_argument("--any_model", action="store_true", help="accept scores of this model made in another place")
+    parser.add_argument("--any_model", action="store_true", help="accept scores of other weights than the folder's")
     parser.add_argument("--quiet", action="store_true", help="print nothing")
     options = parser.parse_args(arguments)
     try:
         assets = find_assets(options.curves, options.pictures)
-        card = write_card(options.model, options.scores, assets, options.repo_id, options.any_model)
+        card = write_card(options.model, options.results, assets, options.repo_id, options.any_model)
     except (OSError, ValueError) as error:
         parser.error(str(error))
     if not options.quiet:
         print(f"Model card: {card}")
-
-
-def _read_evaluations(
-    scores: Sequence[str | Path], model: ModelRecord, repo_id: str | None, any_model: bool
-) -> list[Evaluation]:
-    evaluations: dict[tuple, Evaluation] = {}
-    for path in scores:
-        record = read_scores(path, model, repo_id, any_model)
-        data: DataSetName = scored_data(record["settings"], model.training)
-        size = input_size(record["settings"]["image_size"], model.processor)
-        evaluation = Evaluation(record, data, size)
-        if evaluation.key in evaluations:
-            raise ValueError(
-                f"{path} scores {data.identifier} like a file before it (split, input and images are the same); a card can "
-                "show one of them. Name only one."
-            )
-        evaluations[evaluation.key] = evaluation
-    return list(evaluations.values())
 
 
 def _name_of_architecture(config: Mapping[str, Any]) -> str:
@@ -241,7 +276,7 @@ def _recipe(training: Mapping[str, Any] | None) -> str:
         return ""
     settings = dict(training["settings"])
     if settings["dataset"] is not None:
-        names = [data.identifier for data in training_data(settings)]
+        names = [data.identifier for data in training_data(training)]
         settings["dataset"] = names if len(names) > 1 else names[0]
     for name in ("output_dir", "resume", "quiet"):
         settings.pop(name, None)
@@ -253,7 +288,7 @@ def _recipe(training: Mapping[str, Any] | None) -> str:
     return yaml_dump(told, sort_keys=False).strip()
 
 
-def _parse(existing: str | None) -> ModelCard:
+def parse_card(existing: str | None) -> ModelCard:
     """Split a card into metadata and body; an absent one has neither."""
     if existing is None or not existing.startswith("---"):
         existing = f"---\n\n---\n{existing or ''}"  # or the library warns of missing metadata

@@ -1,5 +1,6 @@
 """What the records say, in words and tables: model, training, scores, limitations."""
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -58,24 +59,37 @@ class Metric:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """One score file.
+    """One measurement of the model.
 
     Attributes:
-        record: The JSON, from `read_scores`.
-        data: The data set.
-        input: Size of the images that the model was given.
+        record: The JSON, as `hub_cards.results` adopts it.
     """
 
     record: dict[str, Any]
-    data: DataSetName
-    input: str
 
     @property
-    def key(self) -> tuple:
-        """What two evaluations of a card may not share, or their entries in model-index could not be told apart."""
+    def data(self) -> DataSetName:
+        """The data set."""
+        return DataSetName(**self.record["data"])
+
+    @property
+    def input(self) -> str:
+        """Size of the images that the model was given."""
+        return self.record["input"]
+
+    @property
+    def reading(self) -> str:
+        """How parts were read where that is not the model's own way; else empty."""
         settings = self.record["settings"]
-        images = self.record["scores"]["model"].get("images")
-        return self.data.identifier, settings.get("config"), settings.get("split"), self.input, images
+        told = {name: settings.get(name) for name in ("part_similarity", "part_layer")}
+        return ", ".join(f"{name}={value}" for name, value in told.items() if value is not None)
+
+    @cached_property
+    def name(self) -> str:
+        """Tells measurements apart, and is the same for one that is made again; a file's name without its ending."""
+        settings, images = self.record["settings"], self.record["scores"]["model"].get("images")
+        told = (self.data.identifier, settings.get("config"), settings.get("split"), self.input.replace(" x ", "x"))
+        return re.sub(r"[^\w.=-]+", "-", " ".join(filter(None, (*told, f"{images} images", self.reading))))
 
     @cached_property
     def metrics(self) -> list[Metric]:
@@ -99,7 +113,7 @@ class Evaluation:
         split = [f"split `{settings['split']}`"] if settings.get("split") else []
         config = [f"configuration `{settings['config']}`"] if settings.get("config") else []
         return {
-            "heading": ", ".join([self.data.identifier, *config, *split, self.input]),
+            "heading": ", ".join(filter(None, [self.data.identifier, *config, *split, self.input, self.reading])),
             "data": ", ".join([self.data.title, *config, *split, self._images()]),
             "input": self.input,
             "columns": [column or " " for column in columns],
@@ -164,7 +178,7 @@ def describe_training(training: Mapping[str, Any] | None) -> dict[str, str]:
     settings = training["settings"]
     processes = training["processes"]
     return {
-        "Data": ", ".join(data.title for data in training_data(settings))
+        "Data": ", ".join(data.title for data in training_data(training))
         + (f", split {', '.join(f'`{split}`' for split in as_list(settings['dataset_split']))}" if settings["dataset"] else ""),
         "Steps": f"{training['steps']:,}",
         "Batch size": f"{settings['batch_size']:,} images",
@@ -181,7 +195,7 @@ def describe_training(training: Mapping[str, Any] | None) -> dict[str, str]:
 def describe_limitations(model: ModelRecord, evaluations: Sequence[Evaluation]) -> list[str]:
     """What the records themselves say against the model, then what holds for any model of this kind."""
     rows, columns, patch = _patch_grid(model)
-    trained_on = training_data(model.training["settings"]) if model.training else None
+    trained_on = training_data(model.training) if model.training else None
     limitations = []
     if trained_on is None:
         limitations.append("How and on what these weights were trained is not recorded in the model folder.")

@@ -1,6 +1,6 @@
-"""Reads what a card is made from: the model folder's JSON files, its safetensors headers, and score files.
+"""Reads what a model folder says of itself: its JSON files and its weights.
 
-Nothing else is a source of a card's numbers. Every file is checked here, so that what reads the records need not.
+Every file is checked here, so that what reads the records need not.
 """
 
 import json
@@ -8,13 +8,14 @@ import math
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub.utils.sha import sha_fileobj
 from safetensors import safe_open
 
-# Of the record that training/pretrain.py writes beside the weights, and of one that evaluation/part_segmentation.py writes.
+# Of the record that training/pretrain.py writes beside the weights.
 TRAINING_KEYS = (
     "settings",
     "steps",
@@ -25,7 +26,7 @@ TRAINING_KEYS = (
     "mixed_precision",
     "versions",
 )
-SCORES_KEYS = ("scores", "protocol", "settings", "model_config", "versions", "date")
+ABSOLUTE_FOLDER = re.compile(r"(?<![\w.~/-])/([^\s'\":/]+/)+")  # in a command, or in patch_kmeans:/home/of/somebody/model
 HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")  # owner/name
 
 
@@ -37,8 +38,9 @@ class ModelRecord:
         folder: The folder, as it was given.
         config: config.json.
         processor: preprocessor_config.json.
-        training: training.json; None if the folder has none.
+        training: training.json, and in `data_sets` how its data sets are called; None if the folder has none.
         num_parameters: Elements of all tensors in the safetensors files.
+        weight_files: Name and SHA-256 of those files.
     """
 
     folder: Path
@@ -46,6 +48,7 @@ class ModelRecord:
     processor: dict[str, Any]
     training: dict[str, Any] | None
     num_parameters: int
+    weight_files: dict[str, str]
 
 
 @dataclass(frozen=True)
@@ -73,85 +76,54 @@ def read_model(folder: str | Path) -> ModelRecord:
         ValueError: If one of them cannot be read, or the model is no RATS model.
     """
     folder = Path(folder)
+    record = read_model_without_weights(folder)
+    return replace(record, num_parameters=_count_parameters(folder), weight_files=hash_weight_files(folder))
+
+
+def read_model_without_weights(folder: Path) -> ModelRecord:
+    """Read the JSON files of a model folder; errors as in `read_model`, and what the weights tell is left empty."""
     for name, writer in (("config.json", "model"), ("preprocessor_config.json", "image processor")):
         if not (folder / name).is_file():
             raise FileNotFoundError(
                 f"Model folder {folder} has no {name}; a card is made for a folder that save_pretrained wrote, with model and "
                 f"image processor. Check the path, or call the {writer}'s save_pretrained({str(folder)!r})."
             )
-    config = _read_json(folder / "config.json", ("model_type",), "the configuration of a transformers model")
+    config = read_json(folder / "config.json", ("model_type",), "the configuration of a transformers model")
     if config["model_type"] != "rats":
         raise ValueError(
             f"{folder / 'config.json'} has model_type {config['model_type']!r}; this card describes models of model_type "
             "'rats' only. Name a RATS model folder."
         )
-    has_training = (folder / "training.json").is_file()
     return ModelRecord(
         folder=folder,
         config=config,
-        processor=_read_json(folder / "preprocessor_config.json", ("size",), "the configuration of an image processor"),
-        training=_read_json(folder / "training.json", TRAINING_KEYS, "the record of training") if has_training else None,
-        num_parameters=_count_parameters(folder),
+        processor=read_json(folder / "preprocessor_config.json", ("size",), "the configuration of an image processor"),
+        training=_read_training(folder / "training.json"),
+        num_parameters=0,
+        weight_files={},
     )
 
 
-def read_scores(path: str | Path, model: ModelRecord, repo_id: str | None = None, any_model: bool = False) -> dict[str, Any]:
-    """Read a record of evaluation.part_segmentation, and make sure that it scores this model.
-
-    Args:
-        path: The JSON file.
-        model: The model that the card is for.
-        repo_id: Its Hub name; scores of the model under this name are its own as well.
-        any_model: Accept scores of a model in another place, such as before the folder was moved. The architecture must
-            agree all the same.
-
-    Returns:
-        The record; in `scores`, what is no finite number is left out.
-
-    Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If it is not such a record, or it scores another model.
-    """
-    path = Path(path)
-    record = _read_json(path, SCORES_KEYS, "a record that evaluation.part_segmentation --output writes")
-    if not isinstance(record["scores"], dict) or not {"model", "dataset", "image_size"} <= set(record["settings"]):
-        raise ValueError(f"{path} is no record that evaluation.part_segmentation --output writes; name one that is.")
-    if "model" not in record["scores"]:
-        raise ValueError(
-            f"{path} scores {', '.join(record['scores']) or 'nothing'}; the row 'model' must be among them, for it is this "
-            "card's. Run evaluation.part_segmentation again."
-        )
-    scored = record["settings"]["model"]
-    if not any_model and scored != repo_id and Path(scored).resolve() != model.folder.resolve():
-        raise ValueError(
-            f"{path} scores the model {scored}, and the card is for {model.folder}; a card holds scores of its own model "
-            "only. Score this folder, or pass --any_model if both are the same model."
-        )
-    differing = {
-        name: (value, model.config[name])
-        for name, value in record["model_config"].items()
-        if name in model.config and value != model.config[name]
-    }
-    if differing:
-        shown = ", ".join(f"{name}={theirs} (here {ours})" for name, (theirs, ours) in differing.items())
-        raise ValueError(
-            f"{path} scores a model with {shown}; it must have the architecture of {model.folder}. "
-            "The scores are of another or an older model: score this one."
-        )
-    record["scores"] = {row: _finite(scores) for row, scores in record["scores"].items()}
-    return record
+def training_data(training: Mapping[str, Any]) -> list[DataSetName]:
+    """The data sets of a training, as `read_model` has named them."""
+    return [DataSetName(**data) for data in training["data_sets"]]
 
 
-def training_data(settings: Mapping[str, Any]) -> list[DataSetName]:
-    """Name the data sets of training.json's settings; none given means the rendered one."""
+def _read_training(path: Path) -> dict[str, Any] | None:
+    """The record of training with the names of its data sets, which can be told only where they lie; None if there is none."""
+    if not path.is_file():
+        return None
+    training = read_json(path, TRAINING_KEYS, "the record of training")
+    named = [asdict(data) for data in _data_of(training["settings"])]
+    return {"data_sets": named} | training  # those of a folder that came from the Hub stand
+
+
+def _data_of(settings: Mapping[str, Any]) -> list[DataSetName]:
+    """None given means the rendered one."""
     if settings["dataset"] is not None:
         return [_name_of(dataset) for dataset in as_list(settings["dataset"])]
-    made_with = (
-        f"{settings['synthetic_images']:,} images, {settings['synthetic_image_size']} px, "
-        f"difficulty {settings['synthetic_difficulty']}, seed {settings['synthetic_seed']}"
-    )
-    title = f"synthetic articulated objects rendered by `evaluation.synthetic_parts` ({made_with})"
-    return [DataSetName("synthetic_parts", title, synthetic=True)]
+    made = (settings[f"synthetic_{name}"] for name in ("images", "image_size", "difficulty", "seed"))
+    return [_rendered(*made)]
 
 
 def as_list(value: Any) -> list:
@@ -159,15 +131,20 @@ def as_list(value: Any) -> list:
     return value if isinstance(value, list) else [value]
 
 
-def scored_data(settings: Mapping[str, Any], training: Mapping[str, Any] | None) -> DataSetName:
-    """Name the data set of a score file's settings; the folder that training rendered into is known by its place."""
-    trained_on = training["settings"] if training else {}
-    if trained_on.get("dataset", "") is None and trained_on.get("output_dir"):
-        rendered = Path(trained_on["output_dir"]) / "data"  # as training/pretrain.py has it
-        if Path(settings["dataset"]).resolve() == rendered.resolve():
-            title = "synthetic articulated objects rendered by `evaluation.synthetic_parts`"
-            return DataSetName("synthetic_parts", title, synthetic=True)
+def scored_data(settings: Mapping[str, Any]) -> DataSetName:
+    """Name the data set of a score file's settings."""
+    if settings.get("rendered"):
+        made = settings["rendered"]
+        return _rendered(made["images"], made["image_size_px"], made["difficulty"], made["seed"])
+    if settings.get("benchmark") and settings.get("root"):
+        return DataSetName(settings["benchmark"], f"`{settings['benchmark']}` of `python -m evaluation.benchmarks`")
     return _name_of(settings["dataset"])
+
+
+def _rendered(images: int, image_size_px: int, difficulty: Any, seed: int) -> DataSetName:
+    made_with = f"{images:,} images, {image_size_px} px, difficulty {difficulty}, seed {seed}"
+    title = f"synthetic articulated objects rendered by `evaluation.synthetic_parts` ({made_with})"
+    return DataSetName("synthetic_parts", title, synthetic=True)
 
 
 def _name_of(dataset: str) -> DataSetName:
@@ -178,11 +155,23 @@ def _name_of(dataset: str) -> DataSetName:
     return DataSetName(name, f"`{name}` (local data)")
 
 
-def _read_json(path: Path, keys: tuple[str, ...], what: str) -> dict[str, Any]:
-    if not path.is_file():
+def read_json(path: Path, keys: tuple[str, ...], what: str, content: str | bytes | None = None) -> dict[str, Any]:
+    """Read an object with these keys.
+
+    Args:
+        path: The file; with `content` its name alone, for the error.
+        keys: Those that it must have.
+        what: What it must be, in words.
+        content: Its text, where it lies elsewhere.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it is no JSON object with these keys, or holds a number that JSON has not (NaN, Infinity).
+    """
+    if content is None and not path.is_file():
         raise FileNotFoundError(f"{path} does not exist; it must be {what}. Check the spelling and the working folder.")
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
+        record = json.loads(path.read_text(encoding="utf-8") if content is None else content, parse_constant=_refuse)
     except ValueError as error:  # no JSON, or no text
         raise ValueError(f"{path} is no JSON file ({error}); it must be {what}. Write it again.") from error
     if not isinstance(record, dict):
@@ -193,6 +182,32 @@ def _read_json(path: Path, keys: tuple[str, ...], what: str) -> dict[str, Any]:
             f"{path} has no {', '.join(missing)}; it must be {what}. Check that it is the right file, and write it again."
         )
     return record
+
+
+def without_places(value: Any) -> Any:
+    """A record's absolute paths, of which the last part stays: the rest is the measuring machine's own business."""
+    if isinstance(value, Mapping):
+        return {name: without_places(entry) for name, entry in value.items()}
+    if isinstance(value, list):
+        return [without_places(entry) for entry in value]
+    if not isinstance(value, str):
+        return value
+    if os.path.isabs(value):
+        return Path(value).name  # there may be spaces in it
+    return ABSOLUTE_FOLDER.sub("", value)
+
+
+def hash_weight_files(folder: Path) -> dict[str, str]:
+    """SHA-256 of each safetensors file by name, as the Hub shows it of its files without sending them."""
+    digests = {}
+    for file in sorted(folder.glob("*.safetensors")):
+        with file.open("rb") as content:
+            digests[file.name] = sha_fileobj(content).hex()
+    return digests
+
+
+def _refuse(constant: str) -> None:
+    raise ValueError(f"{constant} is no number of JSON")
 
 
 def _count_parameters(folder: Path) -> int:
@@ -208,7 +223,3 @@ def _count_parameters(folder: Path) -> int:
         with safe_open(file, framework="numpy") as tensors:
             count += sum(math.prod(tensors.get_slice(name).get_shape()) for name in tensors.keys())  # noqa: SIM118
     return count
-
-
-def _finite(scores: Mapping[str, Any]) -> dict[str, int | float]:
-    return {name: value for name, value in scores.items() if isinstance(value, int | float) and math.isfinite(value)}

@@ -45,6 +45,13 @@ def merge_body(generated: str, existing: str) -> str:
     return "\n\n".join(text for _, text in pieces if text.strip()) + "\n"
 
 
+def prose_of(body: str) -> list[str]:
+    """What stands outside of the generated sections, in order: a person's; errors as in `merge_body`."""
+    body = body.replace("\r\n", "\n")
+    _check_pairs(body)
+    return [piece.strip() for piece in _SECTION.split(body) if piece.strip()]
+
+
 def _heading(section: str) -> str:
     """The first heading; titles are one and the same, since the model's name in them may change."""
     match = re.search(r"^(#+) .*$", section, flags=re.MULTILINE)

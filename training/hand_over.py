@@ -9,7 +9,8 @@ from accelerate.utils import broadcast_object_list
 from huggingface_hub.utils import disable_progress_bars
 
 from hub_cards.card import Assets, write_card
-from hub_cards.push import PushError, prepare_repository, push_folder
+from hub_cards.push import push_model
+from hub_cards.repository import PushError, prepare_repository
 from training.settings import Settings
 
 
@@ -64,10 +65,13 @@ def push(folder: Path, output: Path, settings: Settings) -> str:
         disable_progress_bars()
     try:
         write_card(folder, assets=drawn(output), repo_id=repo_id)
-        return push_folder(folder, repo_id, private or None, f"RATS pretrained for {settings.training.steps:,} steps")
+        message = f"RATS pretrained for {settings.training.steps:,} steps"
+        return push_model(folder, repo_id, private=private or None, message=message).url
     except Exception as error:
         kind = "" if isinstance(error, PushError) else f"{type(error).__name__}: "
-        again = shlex.join(["hf", "upload", repo_id, str(folder), ".", *(["--private"] if private else [])])
+        again = shlex.join(
+            ["python", "-m", "hub_cards.push", str(folder), "--repo_id", repo_id, *["--private"] * bool(private)]
+        )
         raise SystemExit(
             f"The training is done, but its model was not pushed to {repo_id}: {kind}{error}\n"
             f"The model folder is safe at {folder}. To push it later:\n  {again}"

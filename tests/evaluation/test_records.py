@@ -13,6 +13,7 @@ from evaluation.records import (
     fingerprint_of_data,
     fingerprint_of_sample,
     fingerprint_of_weights,
+    hashes_of_weight_files,
     read_json_lines,
     write_json,
 )
@@ -45,6 +46,13 @@ def test_weights_are_known_by_values_names_and_types():
     with torch.no_grad():
         model[1].running_mean[1] += 1
     assert fingerprint_of_weights(model) != first
+
+
+def test_weight_files_of_a_folder_are_known_by_their_bytes(tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "model.safetensors").write_bytes(b"weights")
+    digest = "9a129038d9a00aed0cf6a7ea059ca50a813449061ab87848cf1a13eafdf33b2c"
+    assert hashes_of_weight_files(str(tmp_path)) == {"model.safetensors": digest}
 
 
 def test_data_are_known_by_pixels_and_masks_in_any_order():

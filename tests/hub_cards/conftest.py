@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from evaluation.part_segmentation import PROTOCOL, SUMMARY_OF_CONFIG
+from hub_cards.records import hash_weight_files
 from modeling_rats import RatsConfig, RatsForPartSegmentation, RatsImageProcessor
 from training.settings import DataSettings, ModelSettings, TrainingSettings
 
@@ -27,6 +28,9 @@ SCORES = {
     "untrained": {"images": 1234, "images_with_foreground": 1200, "segments_used": 7.25, "m2o_miou": 30.0, "ari": 6.375},
     "color k-means, same number of segments": {"images": 1234, "segments_used": 6.5, "m2o_miou": 20.5, "ari": 18.625},
 }
+
+
+RENDERED = {"images": 200, "image_size_px": 64, "seed": 1, "difficulty": "colours"}
 
 
 @pytest.fixture(scope="session")
@@ -73,7 +77,7 @@ def model_folder(saved_model, tmp_path):
 
 @pytest.fixture
 def write_scores(model_folder, tmp_path):
-    """Writes a score file of the model; keywords replace settings, `scores` the scores."""
+    """Writes a score file of the model on rendered images; keywords replace settings, `scores` the scores."""
 
     def write(name="scores.json", scores=SCORES, **settings):
         config = json.loads((model_folder / "config.json").read_text())
@@ -84,6 +88,7 @@ def write_scores(model_folder, tmp_path):
                 "model": str(model_folder),
                 "revision": None,
                 "dataset": str(model_folder.parent / "data"),
+                "rendered": None if "dataset" in settings else RENDERED,
                 "config": None,
                 "split": "validation",
                 "image_size": {"height": 64, "width": 64},
@@ -91,6 +96,7 @@ def write_scores(model_folder, tmp_path):
                 **settings,
             },
             "model_config": {name: config[name] for name in SUMMARY_OF_CONFIG if name in config},
+            "fingerprints": {"weights": "w", "weight_files": hash_weight_files(model_folder), "data": "d"},
             "versions": {"python": "3.11.7", "torch": "2.14.1"},
             "date": "2026-11-23T06:48:02+00:00",
         }

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from transformers import AutoModelForSemanticSegmentation
 
 from evaluation import part_segmentation
 from evaluation.synthetic_parts import write_dataset
-from hub_cards.card import _told, build_card, find_assets, main, write_card
+from hub_cards.card import _told, find_assets, main, write_card
 from hub_cards.regeneration import END, START
 
 GAPS = re.compile(r"\b(None|nan|NaN|inf|null|TODO|Undefined)\b|More Information Needed|\[\]|\{\{ |\{%")
@@ -30,6 +31,10 @@ def drawn(tmp_path):
     return curves, pictures
 
 
+def card_of(*arguments, **options):
+    return write_card(*arguments, **options).read_text()
+
+
 def sections(text):
     return re.findall(r"^## (.*)$", text, flags=re.MULTILINE)
 
@@ -41,7 +46,7 @@ def table(text, first_cell):
 
 
 def test_metadata_is_what_the_hub_reads(model_folder, write_scores):
-    data = ModelCard(build_card(model_folder, [write_scores()], repo_id="someone/rats-tiny")).data
+    data = ModelCard(card_of(model_folder, [write_scores()], repo_id="someone/rats-tiny")).data
     assert data.library_name == "transformers" and data.pipeline_tag == "image-segmentation" and data.license == "mit"
     assert {"rats", "vision", "register-attention", "part-segmentation", "self-supervised", "dino"} <= set(data.tags)
     assert data.metrics == ["m2o_miou", "o2o_miou", "ari"]
@@ -50,7 +55,7 @@ def test_metadata_is_what_the_hub_reads(model_folder, write_scores):
 
 
 def test_model_index_holds_the_models_scores_exactly_and_only_those_that_are_defined(model_folder, write_scores):
-    text = build_card(model_folder, [write_scores()])
+    text = card_of(model_folder, [write_scores()])
     metadata = yaml.safe_load(text.split("---")[1])  # safe: a NumPy scalar would be a tag, and fail
     (result,) = metadata["model-index"][0]["results"]
     assert result["dataset"] == {"name": "synthetic_parts", "type": "synthetic_parts", "split": "validation"}
@@ -66,29 +71,29 @@ def test_model_index_holds_the_models_scores_exactly_and_only_those_that_are_def
     assert ModelCard(str(again)).data.to_dict() == again.data.to_dict()
 
 
-def test_a_nan_in_the_json_is_left_out(model_folder, write_scores):
-    scores = {"model": {"images": 5, "segments_used": 2.0, "m2o_miou": float("nan"), "ari": 3.5}}
-    card = ModelCard(build_card(model_folder, [write_scores(scores=scores)]))
+def test_a_score_that_no_image_had_is_left_out(model_folder, write_scores):
+    scores = {"model": {"images": 5, "segments_used": 2.0, "m2o_miou": None, "ari": 3.5}}
+    card = ModelCard(card_of(model_folder, [write_scores(scores=scores)]))
     assert [result.metric_type for result in card.data.eval_results] == ["ari"]
     assert not GAPS.search(card.text)
 
 
 def test_two_input_sizes_on_one_split_stay_apart(model_folder, write_scores):
     paths = [write_scores(), write_scores("larger.json", image_size=128)]
-    card = ModelCard(build_card(model_folder, paths))
+    card = ModelCard(card_of(model_folder, paths))
     sizes = [result.metric_args["image_size"] for result in card.data.eval_results if result.metric_type == "ari"]
-    assert sizes == ["64 x 64 px"] * 2 + ["128 x 128 px"] * 2
+    assert sizes == ["128 x 128 px"] * 2 + ["64 x 64 px"] * 2
     assert "split `validation`, 128 x 128 px\n" in card.text
     assert card.text.count("Protocol: ") == 1
 
 
 def test_the_same_measurement_twice_is_refused(model_folder, write_scores):
     with pytest.raises(ValueError, match=r"again\.json scores synthetic_parts like a file before it"):
-        build_card(model_folder, [write_scores(), write_scores("again.json")])
+        card_of(model_folder, [write_scores(), write_scores("again.json")])
 
 
 def test_numbers_are_those_of_the_records(model_folder, write_scores):
-    text = build_card(model_folder, [write_scores()])
+    text = card_of(model_folder, [write_scores()])
     assert table(text, "this model")[1:] == ["1,234", "6.5", "31.3", "21.5", "25.1", "17.8", "9.5"]
     assert table(text, "color k-means, same number of segments")[1:] == ["1,234", "6.5", "20.5", "-", "-", "18.6", "-"]
     parameters = sum(p.numel() for p in AutoModelForSemanticSegmentation.from_pretrained(model_folder).parameters())
@@ -103,25 +108,26 @@ def test_numbers_are_those_of_the_records(model_folder, write_scores):
 
 
 def test_the_card_says_how_parts_are_read(model_folder, edit_json):
-    assert "as in the paper, layer -1" in table(build_card(model_folder), "Parts")[1]
+    assert "as in the paper, layer -1" in table(card_of(model_folder), "Parts")[1]
     edit_json(model_folder / "config.json", part_similarity="claimed_patches", part_layer=-2)
-    parts = table(build_card(model_folder), "Parts")[1]
+    parts = table(card_of(model_folder), "Parts")[1]
     assert "five steps of k-means" in parts and "not the paper's reading" in parts and parts.endswith("layer -2")
 
 
 def test_nothing_reads_as_a_gap(model_folder, write_scores, drawn):
-    full = build_card(model_folder, [write_scores()], find_assets(*drawn))
+    full = card_of(model_folder, [write_scores()], find_assets(*drawn))
     (model_folder / "training.json").unlink()
-    for text in (full, build_card(model_folder)):
+    for text in (full, card_of(model_folder)):
         assert not GAPS.search(text), GAPS.search(text)
         assert "\n\n\n" not in text
 
 
 def test_sections_without_data_are_left_out(model_folder, write_scores, drawn):
     full = ["Model details", "Use", "Training", "Results", "Pictures", "Training curves", "Limitations", "Licence", "Citation"]
-    assert sections(build_card(model_folder, [write_scores()], find_assets(*drawn))) == full
-    (model_folder / "training.json").unlink()
-    text = build_card(model_folder)
+    assert sections(card_of(model_folder, [write_scores()], find_assets(*drawn))) == full
+    for path in ("README.md", "training.json", "results", "assets"):
+        shutil.rmtree(model_folder / path) if (model_folder / path).is_dir() else (model_folder / path).unlink()
+    text = card_of(model_folder)
     assert sections(text) == [name for name in full if name not in ("Training", "Results", "Pictures", "Training curves")]
     assert "dino" not in ModelCard(text).data.tags
     assert "metrics" not in ModelCard(text).data.to_dict() and "model-index" not in ModelCard(text).data.to_dict()
@@ -130,7 +136,7 @@ def test_sections_without_data_are_left_out(model_folder, write_scores, drawn):
 def test_the_recipe_tells_no_place_of_the_training_machine(model_folder, edit_json, tmp_path):
     record = json.loads((model_folder / "training.json").read_text())
     edit_json(model_folder / "training.json", settings=record["settings"] | {"dataset": str(tmp_path / "photographs")})
-    text = build_card(model_folder, repo_id="someone/rats-tiny")
+    text = card_of(model_folder, repo_id="someone/rats-tiny")
     assert str(tmp_path) not in text
     recipe = yaml.safe_load(re.search(r"```yaml\n(.*?)```", text, flags=re.DOTALL)[1])
     assert recipe["dataset"] == "photographs" and recipe["learning_rate"] == 5e-4 and recipe["num_local_crops"] == 3
@@ -140,14 +146,14 @@ def test_the_recipe_tells_no_place_of_the_training_machine(model_folder, edit_js
 def test_a_data_set_of_the_hub_is_linked_and_in_the_metadata(model_folder, edit_json):
     record = json.loads((model_folder / "training.json").read_text())
     edit_json(model_folder / "training.json", settings=record["settings"] | {"dataset": "someone/photographs"})
-    text = build_card(model_folder)
+    text = card_of(model_folder)
     assert ModelCard(text).data.datasets == ["someone/photographs"]
     assert "[someone/photographs](https://huggingface.co/datasets/someone/photographs), split `train`" in text
 
 
 @pytest.mark.parametrize("repo_id", [None, "someone/rats-tiny"])
 def test_the_code_in_the_card_runs(model_folder, repo_id, tmp_path, monkeypatch, capsys):
-    (code,) = re.findall(r"```python\n(.*?)```", build_card(model_folder, repo_id=repo_id), flags=re.DOTALL)
+    (code,) = re.findall(r"```python\n(.*?)```", card_of(model_folder, repo_id=repo_id), flags=re.DOTALL)
     if repo_id:
         assert code.count(f'"{repo_id}"') == 2
         code = code.replace(repo_id, str(model_folder))  # as if it had been pushed
@@ -184,7 +190,7 @@ def test_what_a_person_wrote_survives(model_folder, write_scores):
     text = text.replace("license: mit\n", "license: cc-by-4.0\nlanguage: en\nbase_model: someone/parent\nours:\n  birds: 3\n")
     text = text.replace("- dino\n", "- dino\n- birds\n")
     card.write_text(text)
-    other = {"model": {"images": 7, "segments_used": 3.0, "ari": 44.5}}
+    other = {"model": {"images": 1234, "segments_used": 3.0, "ari": 44.5}}
     again = write_card(model_folder, [write_scores(scores=other)]).read_text()
     assert f"{END}\n\n{note}\n\n{START}\n## Limitations" in again
     assert again.endswith(f"{END}\n\n*Thanks to the cat.*\n")
@@ -195,10 +201,29 @@ def test_what_a_person_wrote_survives(model_folder, write_scores):
     assert write_card(model_folder, [write_scores(scores=other)]).read_text() == again
 
 
-def test_old_scores_go_when_none_are_given(model_folder, write_scores):
+def test_results_stay_with_the_folder_until_they_are_measured_again(model_folder, write_scores, tmp_path):
+    again = write_scores("again.json", {"model": {"images": 1234, "segments_used": 6.5, "m2o_miou": 77.75}})
     write_card(model_folder, [write_scores()])
-    text = write_card(model_folder).read_text()
+    folder = model_folder.rename(tmp_path / "moved")
+    text = write_card(folder).read_text()
+    assert "31.3" in text and "## Results" in text
+    text = write_card(folder, [again]).read_text()
+    assert "77.75" in text and "31.3" not in text and len(list((folder / "results").iterdir())) == 1
+    next((folder / "results").iterdir()).unlink()
+    text = write_card(folder).read_text()
     assert "## Results" not in text and "model-index" not in text and "metrics" not in text
+
+
+def test_pictures_replace_those_of_their_kind(model_folder, drawn):
+    curves, pictures = drawn
+    write_card(model_folder, assets=find_assets(curves, pictures))
+    (pictures / "0000.png").rename(pictures / "only.png")
+    for path in pictures.glob("0*.png"):
+        path.unlink()
+    text = write_card(model_folder, assets=find_assets(pictures=pictures)).read_text()
+    assert sorted(path.name for path in (model_folder / "assets").iterdir()) == ["curves.png", "parts_0.png"]
+    assert "assets/curves.png" in text and text.count("assets/parts_") == 1
+    assert write_card(model_folder).read_text() == text
 
 
 def test_a_card_without_metadata_keeps_its_text(model_folder):
@@ -227,7 +252,7 @@ def test_the_command_writes_a_card_from_a_real_evaluation(model_folder, drawn, c
     record = part_segmentation.main(arguments)
     capsys.readouterr()
     curves, pictures = drawn
-    arguments = ["--model", str(model_folder), "--scores", str(scores), "--curves", str(curves), "--pictures", str(pictures)]
+    arguments = ["--model", str(model_folder), "--results", str(scores), "--curves", str(curves), "--pictures", str(pictures)]
     main(arguments)
     assert capsys.readouterr().out == f"Model card: {model_folder / 'README.md'}\n"
     card = ModelCard.load(model_folder / "README.md")
@@ -244,7 +269,7 @@ def test_the_command_writes_a_card_from_a_real_evaluation(model_folder, drawn, c
     [
         (["--curves", "nowhere.png"], "Picture nowhere.png does not exist"),
         (["--pictures", "nowhere"], "Folder nowhere holds no PNG pictures"),
-        (["--scores", "nowhere.json"], "nowhere.json does not exist"),
+        (["--results", "nowhere.json"], "nowhere.json does not exist"),
         (["--repo_id", "a/b/c"], "Repo id must be"),
     ],
 )

@@ -4,30 +4,26 @@ import json
 
 import pytest
 
-from hub_cards.card_text import Evaluation, describe_limitations, describe_model, describe_training, pixels
-from hub_cards.records import read_model, read_scores, scored_data
-
-
-def evaluation_of(path, model):
-    record = read_scores(path, model)
-    return Evaluation(record, scored_data(record["settings"], model.training), "64 x 64 px")
+from hub_cards.card_text import describe_limitations, describe_model, describe_training, pixels
+from hub_cards.records import read_model
+from hub_cards.results import adopt
 
 
 def test_synthetic_training_is_no_evidence_for_photographs(model_folder, write_scores, edit_json):
     model = read_model(model_folder)
-    told = " ".join(describe_limitations(model, [evaluation_of(write_scores(), model)]))
+    told = " ".join(describe_limitations(model, [adopt(write_scores(), model)]))
     assert "no evidence for photographs" in told and "nothing about photographs" in told
     assert "No scores have been measured" in " ".join(describe_limitations(model, []))
     settings = json.loads((model_folder / "training.json").read_text())["settings"]
     edit_json(model_folder / "training.json", settings=settings | {"dataset": "someone/photographs"})
     model = read_model(model_folder)
-    evaluations = [evaluation_of(write_scores(dataset="someone/birds"), model)]
+    evaluations = [adopt(write_scores(dataset="someone/birds"), model)]
     assert "photographs" not in " ".join(describe_limitations(model, evaluations))
 
 
 def test_a_row_that_beats_the_model_is_told(model_folder, write_scores):
     model = read_model(model_folder)
-    (sentence,) = evaluation_of(write_scores(), model).rivals()
+    (sentence,) = adopt(write_scores(), model).rivals()
     assert sentence == (
         'On synthetic_parts (64 x 64 px), "color k-means, same number of segments" scores at least as high as this model in '
         "ARI, with 6.5 segments to the model's 6.5."

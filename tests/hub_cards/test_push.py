@@ -1,16 +1,22 @@
 """What arrives on the Hub, in how many commits, and what is refused: the real client against a server on this machine."""
 
-import os
+import json
 import subprocess
 import sys
+from os import environ
+from types import SimpleNamespace
 
 import pytest
+from huggingface_hub import ModelCard
+from safetensors.numpy import load_file, save_file
 
-from hub_cards.card import write_card
-from hub_cards.push import PushError, files_to_push, prepare_repository, push_folder
-from tests.hub_server import Commit, HubServer, Repository
+from hub_cards.card import find_assets, write_card
+from hub_cards.push import main, push_model, push_results
+from hub_cards.repository import PushError, prepare_repository
+from tests.hub_server import Fault, HubServer, Repository
 
 NAME = "owner/rats-tiny"
+ADDED = {"README.md", "handler.py", "requirements.txt"}
 
 
 @pytest.fixture
@@ -20,75 +26,291 @@ def hub(monkeypatch, tmp_path):
         yield server
 
 
+@pytest.fixture
+def waits(monkeypatch):
+    """Nobody waits; the seconds that would have been waited, of ours and of the client's own retries."""
+    ours, clients = [], []
+    monkeypatch.setattr("hub_cards.repository.time", SimpleNamespace(sleep=ours.append))
+    monkeypatch.setattr("huggingface_hub.utils._http.time", SimpleNamespace(sleep=clients.append))
+    return SimpleNamespace(ours=ours, clients=clients)
+
+
 def contents(folder):
     return {file.relative_to(folder).as_posix(): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
 
 
-def test_a_folder_arrives_whole_in_one_commit(model_folder, hub):
-    write_card(model_folder, repo_id=NAME)
-    address = push_folder(model_folder, NAME, commit_message="First try")
+def results_in(repository):
+    """Data set and split of each entry of the card's model-index, and how many tables the card has."""
+    card = ModelCard(repository.head.files["README.md"].decode())
+    entries = {(result.dataset_type, result.dataset_split) for result in card.data.eval_results or []}
+    values = [
+        (result.dataset_type, result.dataset_split, result.metric_type, result.metric_config)
+        for result in card.data.eval_results
+    ]
+    assert len(values) == len(set(values)), "an entry is there twice"
+    return entries, card.text.count("| this model |")
+
+
+def test_a_folder_arrives_whole_in_one_commit_and_is_left_as_it_was(model_folder, write_scores, hub):
+    before = contents(model_folder)
+    pushed = push_model(model_folder, NAME, [write_scores()], message="First try")
     repository = hub.repositories[NAME]
     assert [commit.message for commit in repository.commits] == ["initial commit", "First try"]
-    assert repository.head.files == contents(model_folder)
-    assert {"README.md", "config.json", "model.safetensors", "training.json"} <= repository.head.files.keys()
-    assert address == f"{hub.url}/{NAME}/commit/{repository.head.oid}" and not repository.private
+    arrived = repository.head.files
+    assert {path: arrived[path] for path in before if path != "training.json"} == {
+        path: content for path, content in before.items() if path != "training.json"
+    }
+    assert arrived.keys() - before.keys() > ADDED and contents(model_folder) == before
+    assert json.loads(arrived["config.json"])["auto_map"]["AutoModel"] == "modeling_rats.RatsModel"
+    assert results_in(repository) == ({("synthetic_parts", "validation")}, 1)
+    assert "results/synthetic_parts-validation-64x64-px-1234-images.json" in arrived
+    assert pushed.url == f"{hub.url}/{NAME}/commit/{repository.head.oid}" and not repository.private
     assert len(hub.objects) == 1 and "POST /api/validate-yaml" in hub.requests
 
 
-def test_a_new_process_pushes_to_the_hub_of_its_environment(model_folder, hub, tmp_path):
-    script = (
-        "import sys; from pathlib import Path; from hub_cards.push import push_folder; print(push_folder(Path(sys.argv[1]), "
-        f"'{NAME}', private=True))"
+def test_what_is_pushed_tells_no_place_of_this_machine(model_folder, write_scores, hub, tmp_path):
+    push_model(model_folder, NAME, [write_scores()])
+    for path, content in hub.repositories[NAME].head.files.items():
+        assert str(tmp_path).encode() not in content, path
+
+
+def test_a_folder_without_code_gets_the_code_of_all_classes(model_folder, hub):
+    for path in model_folder.glob("*.py"):
+        path.unlink()
+    config = json.loads((model_folder / "config.json").read_text())
+    (model_folder / "config.json").write_text(json.dumps({name: value for name, value in config.items() if name != "auto_map"}))
+    push_model(model_folder, NAME)
+    arrived = hub.repositories[NAME].head.files
+    named = {
+        str(code).split(".")[0] for code in json.loads(arrived["config.json"])["auto_map"].values() if isinstance(code, str)
+    }
+    assert {f"{name}.py" for name in named} | {"pipeline_rats.py"} <= arrived.keys()
+    for path in (path for path in arrived if path.endswith(".py")):
+        compile(arrived[path], path, "exec")
+
+
+def test_ten_pushes_of_the_same_make_one_commit(model_folder, write_scores, hub):
+    results = [write_scores()]
+    first = push_model(model_folder, NAME, results)
+    for _ in range(9):
+        again = push_model(model_folder, NAME, results)
+        assert again.url == first.url and not again.change
+    assert len(hub.repositories[NAME].commits) == 2
+
+
+def test_a_new_process_pushes_to_the_hub_of_its_environment(model_folder, write_scores, hub, tmp_path):
+    command = [sys.executable, "-m", "hub_cards.push", str(model_folder), "--repo_id", NAME, "--private"]
+    environment = environ | hub.environment(tmp_path / "other_home")
+    run = subprocess.run(
+        [*command, "--results", str(write_scores())], env=environment, capture_output=True, text=True, timeout=60
     )
-    command = [sys.executable, "-c", script, str(model_folder)]
-    environment = os.environ | hub.environment(tmp_path / "other_home")
-    run = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
     assert run.returncode == 0, run.stderr
     assert run.stdout.strip().endswith(hub.repositories[NAME].head.oid) and hub.repositories[NAME].private
-    assert hub.repositories[NAME].head.files == contents(model_folder)
+    run = subprocess.run([*command, "--dry_run"], env=environment, capture_output=True, text=True, timeout=60)
+    assert "there is nothing to push" in run.stdout, run.stderr
 
 
-def test_a_second_push_sends_what_changed_and_leaves_what_is_not_its_own(model_folder, hub):
-    push_folder(model_folder, NAME)
+def test_what_others_have_put_there_stays(model_folder, write_scores, hub):
+    push_model(model_folder, NAME)
     repository = hub.repositories[NAME]
-    repository.commits.append(Commit("1" * 40, "by hand", repository.head.files | {"notes.txt": b"mine"}))
-    (model_folder / "training.json").write_text("{}")
+    card = repository.head.files["README.md"].decode().replace("license: mit", "license: apache-2.0") + "\nOf birds.\n"
+    hub.commit_to(repository, {"notes.txt": b"mine", "assets/mine.png": b"picture", "README.md": card.encode()})
+    (model_folder / "training.json").unlink()
     before = len(hub.requests)
-    push_folder(model_folder, NAME)
-    assert repository.head.files == contents(model_folder) | {"notes.txt": b"mine"} and len(repository.commits) == 4
+    push_model(model_folder, NAME, [write_scores()])
+    arrived = repository.head.files
+    assert arrived["notes.txt"] == b"mine" and arrived["assets/mine.png"] == b"picture"
+    assert arrived["README.md"].decode().endswith("Of birds.\n") and b"license: apache-2.0" in arrived["README.md"]
+    assert "mine.png" not in arrived["README.md"].decode() and results_in(repository)[1] == 1
     assert not any(asked.startswith("PUT") for asked in hub.requests[before:])  # the weights are the same
-    push_folder(model_folder, NAME)
-    assert len(repository.commits) == 4  # nothing had changed
+
+
+def test_pictures_of_the_folder_replace_those_of_their_kind(model_folder, hub, tmp_path):
+    from PIL import Image
+
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    for index in range(2):
+        Image.new("RGB", (8, 8), (index, 0, 0)).save(pictures / f"{index}.png")
+    write_card(model_folder, assets=find_assets(pictures / "0.png", pictures))
+    push_model(model_folder, NAME)
+    (pictures / "1.png").unlink()
+    write_card(model_folder, assets=find_assets(pictures=pictures))
+    push_model(model_folder, NAME)
+    arrived = hub.repositories[NAME].head.files
+    assert {path for path in arrived if path.startswith("assets/")} == {"assets/curves.png", "assets/parts_0.png"}
+    assert arrived["README.md"].decode().count("(assets/parts_") == 1 and "(assets/curves.png)" in arrived["README.md"].decode()
+
+
+def test_new_weights_take_the_results_of_the_old_ones_with_them(model_folder, write_scores, hub):
+    push_model(model_folder, NAME, [write_scores()])
+    weights = load_file(model_folder / "model.safetensors")
+    (model_folder / "model.safetensors").unlink()
+    for place, names in enumerate((sorted(weights)[::2], sorted(weights)[1::2]), start=1):
+        save_file({name: weights[name] + 1 for name in names}, model_folder / f"model-0000{place}-of-00002.safetensors")
+    with pytest.raises(ValueError, match="whose weights were not those of"):
+        push_model(model_folder, NAME, [_moved(write_scores(), "0" * 64)])
+    push_model(model_folder, NAME, [write_scores(split="test")])
+    arrived = hub.repositories[NAME].head.files
+    assert "model.safetensors" not in arrived and "model-00002-of-00002.safetensors" in arrived
+    assert results_in(hub.repositories[NAME]) == ({("synthetic_parts", "test")}, 1)
+    assert sum(path.startswith("results/") for path in arrived) == 1
+
+
+def _moved(path, digest):
+    record = json.loads(path.read_text())
+    record["fingerprints"]["weight_files"] = {"model.safetensors": digest}
+    path.write_text(json.dumps(record))
+    return path
+
+
+def test_results_alone_are_added_to_a_model_on_the_hub(model_folder, write_scores, hub):
+    push_model(model_folder, NAME, [write_scores()])
+    repository = hub.repositories[NAME]
+    before = repository.head.files
+    asked = len(hub.requests)
+    push_results(NAME, [write_scores(split="test"), write_scores("birds.json", dataset="someone/birds")])
+    assert results_in(repository) == (
+        {("synthetic_parts", "validation"), ("synthetic_parts", "test"), ("someone/birds", "validation")},
+        3,
+    )
+    same = {path for path in before if repository.head.files[path] == before[path]}
+    assert before.keys() - same == {"README.md"} and len(repository.head.files) == len(before) + 2
+    assert "parameters" in repository.head.files["README.md"].decode().lower()
+    assert not any(path.endswith("resolve/main/model.safetensors") for path in hub.requests[asked:])
+    text = before["README.md"].decode()
+    for section in ("## Model details", "## Training", "## Use"):
+        assert text.split(section)[1].split("## ")[0] in repository.head.files["README.md"].decode(), section
+    commits = len(repository.commits)
+    assert not push_results(NAME, [write_scores(split="test")]).change and len(repository.commits) == commits
+
+
+def test_results_of_another_revision_of_the_weights_are_refused_unless_told_so(model_folder, write_scores, hub):
+    push_model(model_folder, NAME)
+    path = _moved(write_scores(), "0" * 64)
+    with pytest.raises(ValueError, match=r"whose weights were not those of owner/rats-tiny.*--any_model"):
+        push_results(NAME, [path])
+    assert len(hub.repositories[NAME].commits) == 2
+    push_results(NAME, [path], any_model=True)
+    assert results_in(hub.repositories[NAME])[1] == 1
+
+
+def test_two_pushes_at_once_both_arrive(model_folder, write_scores, hub, tmp_path):
+    push_model(model_folder, NAME)
+    splits = ["validation", "test", "train"]
+    command = [sys.executable, "-m", "hub_cards.push", "--repo_id", NAME, "--results_only", "--results"]
+    runs = [
+        subprocess.Popen(
+            [*command, str(write_scores(f"{split}.json", split=split))], env=environ | hub.environment(tmp_path / split)
+        )
+        for split in splits
+    ]
+    assert [run.wait(120) for run in runs] == [0] * len(runs)
+    assert results_in(hub.repositories[NAME]) == ({("synthetic_parts", split) for split in splits}, 3)
+    assert len(hub.repositories[NAME].commits) == 2 + len(splits)
+
+
+def test_a_commit_that_came_between_is_built_upon(model_folder, write_scores, hub, waits):
+    push_model(model_folder, NAME)
+    repository = hub.repositories[NAME]
+    once = Fault("/commit/main", times=2, action=lambda: hub.commit_to(repository, {f"note{len(repository.commits)}": b"x"}))
+    hub.faults = [once]
+    push_results(NAME, [write_scores()])
+    assert results_in(repository)[1] == 1 and {"note2", "note3"} < repository.head.files.keys() and len(waits.ours) == 2
+
+
+def test_a_branch_is_made_and_a_pull_request_opened(model_folder, write_scores, hub):
+    push_model(model_folder, NAME)
+    repository = hub.repositories[NAME]
+    push_model(model_folder, NAME, [write_scores()], revision="v2")
+    assert len(repository.commits) == 2 and "model.safetensors" in repository.branches["v2"][-1].files
+    assert any(path.startswith("results/") for path in repository.branches["v2"][-1].files)
+    pushed = push_results(NAME, [write_scores()], create_pr=True)
+    assert pushed.url == f"{hub.url}/{NAME}/discussions/1" and len(repository.commits) == 2
+    assert any(path.startswith("results/") for path in repository.branches["refs/pr/1"][-1].files)
+
+
+def test_a_pull_request_whose_answer_is_lost_is_not_opened_twice(model_folder, write_scores, hub, waits):
+    push_model(model_folder, NAME)
+    hub.faults = [Fault("/commit/main", drop="after")]
+    with pytest.raises(PushError, match=r"may be open all the same.*discussions"):
+        push_results(NAME, [write_scores()], create_pr=True)
+    assert sum(name.startswith("refs/pr/") for name in hub.repositories[NAME].branches) == 1
+
+
+def test_a_dry_run_shows_everything_and_changes_nothing(model_folder, write_scores, hub, capsys):
+    arguments = [str(model_folder), "--repo_id", NAME, "--results", str(write_scores()), "--dry_run"]
+    main(arguments)
+    shown = capsys.readouterr().out
+    assert "which would be made" in shown and "add model.safetensors (" in shown and "+## Results" in shown
+    assert not hub.repositories and not hub.objects
+    push_model(model_folder, NAME)
+    main(arguments)
+    shown = capsys.readouterr().out
+    assert "add results/synthetic_parts-" in shown and "change README.md (" in shown and "+## Results" in shown
+    assert "model.safetensors" not in shown and len(hub.repositories[NAME].commits) == 2
+    main([*arguments, "--revision", "v2"])
+    assert "change README.md" in capsys.readouterr().out and "v2" not in hub.repositories[NAME].branches
+
+
+def test_words_of_two_people_are_not_mixed(model_folder, hub):
+    card = write_card(model_folder)
+    card.write_text(card.read_text() + "\nWritten here.\n")
+    push_model(model_folder, NAME)
+    repository = hub.repositories[NAME]
+    assert repository.head.files["README.md"].decode().endswith("Written here.\n")
+    hub.commit_to(repository, {"README.md": repository.head.files["README.md"].replace(b"Written here", b"Written there")})
+    with pytest.raises(ValueError, match=r"differ in prose.*--prose hub or --prose folder"):
+        push_model(model_folder, NAME)
+    assert not push_model(model_folder, NAME, prose="hub").change
+    push_model(model_folder, NAME, prose="folder")
+    assert repository.head.files["README.md"].decode().endswith("Written here.\n")
 
 
 def test_hidden_files_and_bytecode_stay_behind(model_folder, hub):
     (model_folder / ".README.md.7.partial").write_text("half")
-    for folder in (".cache", "__pycache__", "assets"):
+    for folder in (".cache", "__pycache__", "notes"):
         (model_folder / folder).mkdir()
         (model_folder / folder / "file").write_text("x")
-    names = {file.relative_to(model_folder).as_posix() for file in files_to_push(model_folder)}
-    assert "assets/file" in names and not {name for name in names if name.startswith(".") or "__pycache__" in name}
+    push_model(model_folder, NAME)
+    names = hub.repositories[NAME].head.files.keys()
+    assert "notes/file" in names and not {name for name in names if name.startswith(".") or "__pycache__" in name}
 
 
-@pytest.mark.parametrize("name", ["optimizer.pt", "assets/state.pkl", "pytorch_model.bin"])
+@pytest.mark.parametrize("name", ["optimizer.pt", "notes/state.pkl", "pytorch_model.bin"])
 def test_pickles_are_refused_before_anything_is_asked_of_the_hub(model_folder, hub, name):
     (model_folder / name).parent.mkdir(exist_ok=True)
     (model_folder / name).write_bytes(b"x")
     with pytest.raises(ValueError, match=rf"holds {name}; .* safetensors"):
-        push_folder(model_folder, NAME)
+        push_model(model_folder, NAME)
     assert not hub.requests
+
+
+@pytest.mark.parametrize(
+    "secret",
+    ["hf_" + "aB3" * 12, "ghp_" + "x1" * 18, "AKIA" + "A1B2C3D4E5F6G7H8", "-----BEGIN RSA PRIVATE KEY-----", "hf_writer"],
+)
+def test_secrets_are_refused_and_not_repeated(model_folder, hub, secret):
+    (model_folder / "notes.md").write_text(f"A note.\nlogin with {secret}\n")
+    with pytest.raises(ValueError, match=r"notes\.md holds what looks like a secret key or token in line 2") as refusal:
+        push_model(model_folder, NAME)
+    assert secret not in str(refusal.value) and not hub.requests
 
 
 def test_what_is_no_model_folder_is_refused(tmp_path, hub):
     with pytest.raises(FileNotFoundError, match=r"has no config\.json"):
-        push_folder(tmp_path, NAME)
+        push_model(tmp_path, NAME)
+    assert not hub.requests
 
 
-def test_a_card_that_the_hub_does_not_take_is_refused_before_the_weights_are_sent(model_folder, hub):
-    (model_folder / "README.md").write_text("---\nlicense: mit\n---\n")
-    with pytest.raises(ValueError, match='"library_name" is missing'):
-        push_folder(model_folder, NAME)
-    assert not hub.objects and len(hub.repositories[NAME].commits) == 1
+def test_results_for_what_is_no_model_are_refused(write_scores, hub):
+    hub.add(NAME, {"README.md": b"hello"})
+    with pytest.raises(FileNotFoundError, match=r"has no config\.json"):
+        push_results(NAME, [write_scores()])
+    with pytest.raises(PushError, match="may not write to owner/nowhere"):
+        push_results("owner/nowhere", [write_scores()])
+    with pytest.raises(ValueError, match="--results_only needs --results"):
+        push_results(NAME, [])
 
 
 @pytest.mark.parametrize("name", ["rats-tiny", "owner/rats/tiny", "owner/..", "owner/a b"])
@@ -113,35 +335,47 @@ def test_tokens_that_may_not_write_are_refused(model_folder, hub, monkeypatch, t
     monkeypatch.setenv("HF_TOKEN", token)
     hub.repositories = {"owner/there": Repository(), "owner/secret": Repository(private=True)}
     with pytest.raises(PushError, match=message):
-        push_folder(model_folder, name)
+        push_model(model_folder, name)
     assert not hub.objects and all(len(repository.commits) == 1 for repository in hub.repositories.values())
 
 
 def test_a_private_push_to_a_public_repository_is_refused(model_folder, hub):
     hub.repositories[NAME] = Repository(private=False)
     with pytest.raises(PushError, match=f"{NAME} exists and is public"):
-        push_folder(model_folder, NAME, private=True)
+        push_model(model_folder, NAME, private=True)
     assert not hub.objects
     hub.repositories[NAME].private = True
-    push_folder(model_folder, NAME, private=True)
-    assert hub.repositories[NAME].head.files == contents(model_folder)
+    push_model(model_folder, NAME, private=True)
+    assert "model.safetensors" in hub.repositories[NAME].head.files
 
 
-def test_a_hub_that_fails_or_is_away_is_told(model_folder, hub, monkeypatch):
-    hub.failing["PUT /lfs"] = 400
+def test_a_hub_that_refuses_or_is_away_is_told(model_folder, hub, waits, monkeypatch):
+    hub.faults = [Fault("PUT /lfs", 400)]
     with pytest.raises(PushError, match=r"Error while uploading 'model\.safetensors'(?s:.*)as the test wants it"):
-        push_folder(model_folder, NAME)
-    hub.failing = {"/commit/": 412}
+        push_model(model_folder, NAME)
+    hub.faults = [Fault("/commit/", 412)]
     with pytest.raises(PushError, match=r"refused owner/rats-tiny \(412\): as the test wants it\. Push again later"):
-        push_folder(model_folder, NAME)
+        push_model(model_folder, NAME)
+    hub.faults = [Fault("/commit/", 503)]
+    with pytest.raises(PushError, match=r"refused owner/rats-tiny \(503\)"):
+        push_model(model_folder, NAME)
     assert len(hub.repositories[NAME].commits) == 1
+    hub.faults = []
+    push_model(model_folder, NAME)  # the same command goes on
+    assert len(hub.repositories[NAME].commits) == 2
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
     with pytest.raises(PushError, match=r"127\.0\.0\.1:9\) cannot be reached"):
-        push_folder(model_folder, NAME)
+        push_model(model_folder, NAME)
+
+
+def test_the_wait_is_the_one_that_the_hub_asks_for(model_folder, hub, waits):
+    hub.faults = [Fault("/commit/main", 429, retry_after_s=17, times=1), Fault("/commit/main", 503, times=2)]
+    push_model(model_folder, NAME)
+    assert waits.ours == [17.0, 2.0, 4.0] and len(hub.repositories[NAME].commits) == 2
 
 
 def test_offline_is_told(model_folder, hub, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(PushError, match="HF_HUB_OFFLINE is set"):
-        push_folder(model_folder, NAME)
+        push_model(model_folder, NAME)
     assert not hub.requests

@@ -1,10 +1,11 @@
-"""What is no model folder, no score file or another model's is refused with a reason and a way out."""
+"""What is no model folder is refused with a reason and a way out; data sets are told by names that say something."""
 
 import json
+from dataclasses import asdict
 
 import pytest
 
-from hub_cards.records import read_model, read_scores, scored_data, training_data
+from hub_cards.records import read_model, scored_data, training_data, without_places
 
 
 def test_a_folder_that_is_no_model_is_refused(tmp_path):
@@ -45,62 +46,45 @@ def test_sharded_weights_are_counted_once(model_folder):
     assert read_model(model_folder).num_parameters == whole == sum(tensor.size for tensor in tensors.values())
 
 
-@pytest.mark.parametrize(
-    ("content", "reason"),
-    [
-        ("no json", "is no JSON file"),
-        ("[1, 2]", "holds a list"),
-        ('{"loss": 3}', "has no scores, protocol"),
-        (
-            '{"scores": [], "protocol": "", "settings": {}, "model_config": {}, "versions": {}, "date": ""}',
-            "is no record that evaluation",
-        ),
-    ],
-)
-def test_what_is_no_score_file_is_refused(model_folder, tmp_path, content, reason):
-    path = tmp_path / "other.json"
-    path.write_text(content)
-    with pytest.raises(ValueError, match=f"other.json {reason}"):
-        read_scores(path, read_model(model_folder))
-
-
-def test_scores_without_the_models_row_are_refused(model_folder, write_scores):
-    path = write_scores(scores={"untrained": {"images": 3, "ari": 1.0}})
-    with pytest.raises(ValueError, match="scores untrained; the row 'model' must be among them"):
-        read_scores(path, read_model(model_folder))
-
-
-def test_scores_of_a_model_in_another_place_need_leave(model_folder, write_scores):
-    path, model = write_scores(model="someone/rats-tiny"), read_model(model_folder)
-    with pytest.raises(ValueError, match=r"scores the model someone/rats-tiny, .*--any_model"):
-        read_scores(path, model)
-    assert read_scores(path, model, any_model=True) == read_scores(path, model, repo_id="someone/rats-tiny")
-
-
-def test_one_folder_by_two_paths_is_one_model(model_folder, write_scores, monkeypatch):
-    monkeypatch.chdir(model_folder.parent)
-    assert read_scores(write_scores(model="./model/../model"), read_model(model_folder))["scores"]["model"]["ari"] == 17.75
-
-
-def test_scores_of_another_architecture_are_never_accepted(model_folder, write_scores, edit_json):
-    path = write_scores()
-    config = json.loads(path.read_text())["model_config"]
-    edit_json(path, model_config=config | {"hidden_size": 48})
-    with pytest.raises(ValueError, match=r"hidden_size=48 \(here 32\)"):
-        read_scores(path, read_model(model_folder), any_model=True)
-
-
 def test_data_sets_are_told_by_hub_name_or_last_part_of_the_path(model_folder, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "data" / "birds").mkdir(parents=True)
-    training = read_model(model_folder).training
     for dataset, identifier, on_hub in (
         ("someone/birds", "someone/birds", True),
         ("data/birds", "birds", False),
         ("../elsewhere/fish", "fish", False),
         (str(tmp_path / "data"), "data", False),
     ):
-        name = scored_data({"dataset": dataset}, training)
+        name = scored_data({"dataset": dataset})
         assert (name.identifier, name.on_hub, name.synthetic) == (identifier, on_hub, False)
-    rendered = scored_data({"dataset": str(model_folder.parent / "data")}, training)
-    assert rendered.synthetic and training_data(training["settings"])[0].synthetic
+    rendered = scored_data({"dataset": "data", "rendered": {"images": 9, "image_size_px": 64, "seed": 3, "difficulty": "easy"}})
+    assert rendered.synthetic and "(9 images, 64 px, difficulty easy, seed 3)" in rendered.title
+    assert training_data(read_model(model_folder).training)[0].synthetic
+    benchmark = scored_data({"dataset": "/data/parts", "benchmark": "car_parts", "root": "/data/parts"})
+    assert benchmark.identifier == "car_parts"
+
+
+def test_a_folder_from_the_hub_keeps_the_names_of_its_training_data(model_folder, edit_json):
+    settings = json.loads((model_folder / "training.json").read_text())["settings"] | {"dataset": "data/birds"}
+    told = {"identifier": "birds", "title": "`birds` (local data)", "on_hub": False, "synthetic": False}
+    edit_json(model_folder / "training.json", settings=settings)
+    assert training_data(read_model(model_folder).training)[0].on_hub  # so it reads where no such folder is
+    edit_json(model_folder / "training.json", data_sets=[told])
+    assert asdict(training_data(read_model(model_folder).training)[0]) == told
+
+
+def test_places_of_a_machine_are_left_behind():
+    record = {
+        "model": "/home/somebody/runs/a b/model",
+        "baselines": ["patch_kmeans:/home/somebody/vit/model", "slic"],
+        "command": "python -m x --model /home/somebody/model --root './data/of mine' --output '/data/my scores.json'",
+        "told": "M2O / O2O, see https://example.org/a/b; outputs/model 1/2",
+        "number": 1.5,
+    }
+    assert without_places(record) == {
+        "model": "model",
+        "baselines": ["patch_kmeans:model", "slic"],
+        "command": "python -m x --model model --root './data/of mine' --output 'my scores.json'",
+        "told": "M2O / O2O, see https://example.org/a/b; outputs/model 1/2",
+        "number": 1.5,
+    }

@@ -16,7 +16,7 @@ from PIL import Image
 from transformers import AutoModel
 
 from modeling_rats import RatsForPartSegmentation, RatsImageProcessor, RatsModel
-from tests.hub_server import HubServer, Repository
+from tests.hub_server import Fault, HubServer, Repository
 from training import hand_over
 from training.arguments import parse
 
@@ -130,18 +130,17 @@ def test_all_ranks_end_when_the_check_fails(hub, monkeypatch):
 
 
 def test_a_failed_push_says_where_the_model_is_and_its_command_pushes_it(hub, output, tmp_path):
-    hub.failing["/commit/"] = 500
+    hub.faults = [Fault("/commit/", 400)]
     with pytest.raises(SystemExit) as stopped:
         push(output, hub_private_repo=True)
     told = stopped.value.code
     assert told.startswith(f"The training is done, but its model was not pushed to {NAME}: The Hub refused")
     assert f"safe at {output / 'model'}. To push it later:" in told
-    hub.failing.clear()
-    hf, *arguments = shlex.split(told.splitlines()[-1])
-    assert hf == "hf"
-    command = [sys.executable, "-m", "huggingface_hub.cli.hf", *arguments]
+    hub.faults = []
+    python, *arguments = shlex.split(told.splitlines()[-1])
+    assert python == "python"
     environment = os.environ | hub.environment(tmp_path / "other_home")
-    run = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
+    run = subprocess.run([sys.executable, *arguments], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60)
     assert run.returncode == 0, run.stderr
     assert json.loads(hub.repositories[NAME].head.files["config.json"])["model_type"] == "rats"
     assert {"README.md", "model.safetensors", "assets/curves.png"} <= hub.repositories[NAME].head.files.keys()
@@ -172,4 +171,7 @@ def test_a_run_of_the_command_ends_on_the_hub(hub, tmp_path, tiny_settings):
     assert repository.private and [commit.message for commit in repository.commits[1:]] == ["RATS pretrained for 2 steps"]
     model = tmp_path / "run" / "model"
     there = {file.relative_to(model).as_posix(): file.read_bytes() for file in model.rglob("*") if file.is_file()}
-    assert repository.head.files == there and {"README.md", "training.json", "assets/curves.png"} <= there.keys()
+    arrived = repository.head.files
+    assert {"README.md", "training.json", "assets/curves.png"} <= there.keys() <= arrived.keys()
+    assert {path for path in arrived if arrived[path] != there.get(path)} == {"handler.py", "requirements.txt", "training.json"}
+    assert not any(str(tmp_path).encode() in content for content in arrived.values())

@@ -1,0 +1,112 @@
+"""Part segmentation on Hugging Face Inference Endpoints: this file lies in the model's repository as handler.py.
+
+A request is an image as its body (`Content-Type: image/...`), or JSON:
+
+    {"inputs": "<base64 of an image file>", "parameters": {"threshold": 0.2}}
+
+`inputs` may be a list of images; the answer is then a list of answers. The answer for an image is a list of its parts, most
+pixels first, as `InferenceClient.image_segmentation` reads it: `label`, `score`, `mask` (base64 of a PNG of the image's size,
+255 in the part), and `box`, `area`, `register`, `registers` and `head` as in the pipeline "part-segmentation".
+"""
+
+import base64
+import binascii
+import io
+from typing import Any
+
+import torch
+from PIL import Image, ImageOps, UnidentifiedImageError
+from transformers import pipeline
+
+MAX_IMAGES = 16  # in one request
+MAX_FILE_BYTES = 20_000_000  # of an image file
+MAX_PIXELS = 40_000_000  # of an image
+MAX_INPUT_PX = 1024  # of a side at which the model sees an image
+PARAMETERS = ("size", "threshold", "mask_threshold", "merge_threshold", "min_area", "upsample_similarities")
+
+
+class EndpointHandler:
+    """What an endpoint loads and calls.
+
+    Args:
+        path: The repository's folder.
+    """
+
+    def __init__(self, path: str = ""):
+        device = 0 if torch.cuda.is_available() else -1
+        task: Any = "part-segmentation"  # which the repository's config.json makes known
+        self.segmenter: Any = pipeline(task, model=path, trust_remote_code=True, device=device)
+
+    def __call__(self, data: dict[str, Any]) -> list:
+        """Answer one request.
+
+        Args:
+            data: `inputs` (an image, or a list of them), and maybe `parameters`.
+
+        Raises:
+            ValueError: With a reason for the sender, if an input is no image, too large or too many, or a parameter is wrong.
+        """
+        inputs = data.get("inputs")
+        if inputs is None:
+            raise ValueError("The request has no 'inputs'; send an image as the body, or JSON with base64 of an image file.")
+        many = inputs if isinstance(inputs, list) else [inputs]
+        if len(many) > MAX_IMAGES:
+            raise ValueError(f"{len(many)} images were sent; one request takes {MAX_IMAGES}. Send several requests.")
+        parameters = _checked(data.get("parameters") or {})
+        images = [_image(one, f"Image {place} of the request") for place, one in enumerate(many)]
+        try:
+            answers = [[_answer(part) for part in parts] for parts in self.segmenter(images, **parameters)]
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"The parameters {parameters} do not fit: {error}") from error
+        return answers if isinstance(inputs, list) else answers[0]
+
+
+def _checked(parameters: Any) -> dict[str, Any]:
+    if not isinstance(parameters, dict):
+        raise ValueError(f"'parameters' is a {type(parameters).__name__}; it must be an object such as {{'threshold': 0.2}}.")
+    unknown = sorted(parameters.keys() - {*PARAMETERS})
+    if unknown:
+        raise ValueError(f"Parameters {', '.join(unknown)} are not known; there are {', '.join(PARAMETERS)}.")
+    size = parameters.get("size")
+    sides = size.values() if isinstance(size, dict) else [size]
+    if size is not None and not all(isinstance(side, int) and 0 < side <= MAX_INPUT_PX for side in sides):
+        raise ValueError(
+            f"size={size} must be {{'height': pixels, 'width': pixels}}, each at most {MAX_INPUT_PX}; the masks have the "
+            "image's own size whatever it is."
+        )
+    return parameters
+
+
+def _image(given: Any, name: str) -> Image.Image:
+    """An image as it is displayed. Paths and addresses are not followed: they would be this machine's and its network's."""
+    if not isinstance(given, Image.Image):
+        given = _open(given, name)
+    if given.width * given.height > MAX_PIXELS:  # known from the file's head, before anything is decoded
+        raise ValueError(f"{name} has {given.width} x {given.height} pixels; at most {MAX_PIXELS:,} are taken. Shrink it.")
+    try:
+        return ImageOps.exif_transpose(given).convert("RGB")
+    except (OSError, SyntaxError, ValueError) as error:
+        raise ValueError(f"{name} cannot be decoded ({error}); the file is damaged or was cut off. Send it again.") from error
+
+
+def _open(given: Any, name: str) -> Image.Image:
+    what = "it must be base64 of an image file, such as PNG or JPEG"
+    if not isinstance(given, str):
+        raise ValueError(f"{name} is a {type(given).__name__}; {what}.")
+    if len(given) > MAX_FILE_BYTES * 4 // 3:
+        raise ValueError(f"{name} has more than {MAX_FILE_BYTES:,} bytes; shrink it.")
+    text = given.partition(",")[2] if given.startswith("data:") else given
+    try:
+        content = base64.b64decode(text, validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise ValueError(f"{name} is no base64 ({error}); {what}.") from error
+    try:
+        return Image.open(io.BytesIO(content))
+    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise ValueError(f"{name} is no image that can be read ({error}); {what}.") from error
+
+
+def _answer(part: dict[str, Any]) -> dict[str, Any]:
+    png = io.BytesIO()
+    part["mask"].save(png, format="PNG")
+    return {**part, "mask": base64.b64encode(png.getvalue()).decode("ascii")}

@@ -1,0 +1,281 @@
+"""A repository of the Hub at one commit, and changes to it that no other change gets lost by.
+
+A change is worked out on a commit and made on top of that very commit. If another one came between, or the Hub failed on
+the way, all is worked out anew on what is there then; so a change that had arrived unheard is found there and not repeated.
+"""
+
+import random
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from huggingface_hub import CommitOperationAdd, CommitOperationCopy, CommitOperationDelete, HfApi, RepoFile, hf_hub_download
+from huggingface_hub.errors import (
+    HfHubHTTPError,
+    HTTPError,
+    LocalEntryNotFoundError,
+    LocalTokenNotFoundError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+from huggingface_hub.utils import parse_ratelimit_headers, validate_repo_id
+from huggingface_hub.utils.sha import git_hash, sha_fileobj
+
+MAIN = "main"
+MAX_TRIES = 8  # of one change; with the waits below, some two minutes of a Hub that fails
+MAX_WAIT_S = 30.0
+CONFLICT = 412  # the branch has moved on
+TRANSIENT = {429, 500, 502, 503, 504}
+# Of a request; around one that fetches a file; around one that sends a large file.
+RETRIED = (HTTPError, LocalEntryNotFoundError, RuntimeError)
+
+
+class PushError(RuntimeError):
+    """The Hub did not take what it was given; the message says why and what to do."""
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A repository at one commit.
+
+    Attributes:
+        repo_id: owner/name.
+        commit: None if there is no such repository yet.
+        hashes: Of each file the SHA-256 if it is a large one, else its hash in git.
+    """
+
+    repo_id: str
+    commit: str | None = None
+    hashes: Mapping[str, str] = field(default_factory=dict)
+
+    def read(self, path: str) -> bytes:
+        """The content of one of its files."""
+        return Path(hf_hub_download(self.repo_id, path, revision=self.commit)).read_bytes()
+
+    def holds(self, path: str, content: bytes | Path) -> bool:
+        """Whether it has this very file."""
+        known = self.hashes.get(path)
+        if known is None:
+            return False
+        if len(known) == 40:
+            return known == git_hash(content if isinstance(content, bytes) else content.read_bytes())
+        with CommitOperationAdd(path, content).as_file() as opened:
+            return known == sha_fileobj(opened).hex()
+
+
+@dataclass(frozen=True)
+class Change:
+    """What a commit is to do.
+
+    Attributes:
+        additions: Files to write, new or other than those that are there.
+        deletions: Files to remove.
+    """
+
+    additions: Mapping[str, bytes | Path]
+    deletions: frozenset[str] = frozenset()
+
+    def __bool__(self) -> bool:
+        return bool(self.additions or self.deletions)
+
+
+def look(repo_id: str, revision: str = MAIN) -> Snapshot:
+    """A repository as it is now.
+
+    Raises:
+        RepositoryNotFoundError: If it is not there, or nothing that the token may see.
+        RevisionNotFoundError: If it has no such branch.
+    """
+    api = HfApi()
+    commit = api.model_info(repo_id, revision=revision).sha
+    tree = api.list_repo_tree(repo_id, recursive=True, revision=commit)
+    files = [entry for entry in tree if isinstance(entry, RepoFile)]
+    return Snapshot(repo_id, commit, {file.path: file.lfs.sha256 if file.lfs else file.blob_id for file in files})
+
+
+def commit(
+    repo_id: str,
+    work_out: Callable[[Snapshot], Change],
+    message: str,
+    revision: str = MAIN,
+    create_pr: bool = False,
+) -> tuple[str, Change]:
+    """Make a change to a repository that is there (see `prepare_repository`).
+
+    Args:
+        repo_id: owner/name.
+        work_out: Gives the change for a snapshot; called anew whenever the repository may have changed.
+        message: Of the commit.
+        revision: Branch; made from main if it is not there.
+        create_pr: Propose the change in a pull request to main. If its answer is lost that is told, and it is not repeated.
+
+    Returns:
+        The address of the commit or the pull request, and the change; without a change that of the commit that is there.
+
+    Raises:
+        PushError: If the Hub cannot be reached or refuses.
+    """
+    with refusals_told(repo_id):
+        for attempt in range(1, MAX_TRIES + 1):
+            try:
+                return _commit_once(repo_id, work_out, message, revision, create_pr)
+            except RETRIED as error:
+                wait_s = _wait_s(error, attempt)
+                if create_pr and wait_s is not None and not _is_refusal(error):
+                    raise PushError(
+                        f"The Hub failed while a pull request was made ({error}), which may be open all the same: look "
+                        f"at {HfApi().endpoint}/{repo_id}/discussions, and push again if it is not there."
+                    ) from error
+                if wait_s is None or attempt == MAX_TRIES:
+                    raise
+                time.sleep(wait_s)
+    raise AssertionError("the last try returns or raises")
+
+
+def prepare_repository(repo_id: str, private: bool | None = None) -> None:
+    """Make the repository if it is not there, and make sure that the token may write to it.
+
+    Args:
+        repo_id: owner/name.
+        private: Make it private if it is made; None leaves that to its owner's default.
+
+    Raises:
+        ValueError: If `repo_id` is malformed.
+        PushError: If the Hub cannot be reached or refuses, or a private repository is asked for and it is public.
+    """
+    check_name(repo_id)
+    api = HfApi()
+    with refusals_told(repo_id):
+        _patiently(api.whoami)  # tells an invalid token from a missing right, which the calls below do not
+        _patiently(lambda: api.create_repo(repo_id, private=private, exist_ok=True))
+        _patiently(lambda: api.auth_check(repo_id, write=True))
+        is_public = not _patiently(lambda: api.model_info(repo_id)).private
+    if private and is_public:
+        raise PushError(
+            f"Repository {repo_id} exists and is public, and a private one is asked for. Make it private in its settings "
+            "(https://huggingface.co/" + repo_id + "/settings), name another one, or do not ask for a private one."
+        )
+
+
+def check_rights(repo_id: str) -> None:
+    """Make sure that a repository is there and that the token may write to it; errors as in `prepare_repository`."""
+    check_name(repo_id)
+    api = HfApi()
+    with refusals_told(repo_id):
+        _patiently(api.whoami)
+        _patiently(lambda: api.auth_check(repo_id, write=True))
+
+
+def check_name(repo_id: str) -> None:
+    """Make sure that a name is owner/name.
+
+    Raises:
+        ValueError: If it is not.
+    """
+    validate_repo_id(repo_id)
+    if "/" not in repo_id:
+        raise ValueError(f"Repository {repo_id!r} must be named owner/name; put your user name or organisation in front.")
+
+
+def _commit_once(
+    repo_id: str, work_out: Callable[[Snapshot], Change], message: str, revision: str, create_pr: bool
+) -> tuple[str, Change]:
+    api = HfApi()
+    try:
+        snapshot = look(repo_id, revision)
+    except RevisionNotFoundError:
+        api.create_branch(repo_id, branch=revision, exist_ok=True)
+        snapshot = look(repo_id, revision)
+    change = work_out(snapshot)
+    if not change:
+        return f"{api.endpoint}/{repo_id}/commit/{snapshot.commit}", change
+    operations: list[CommitOperationAdd | CommitOperationCopy | CommitOperationDelete] = [
+        *(CommitOperationAdd(path, content) for path, content in sorted(change.additions.items())),
+        *(CommitOperationDelete(path) for path in sorted(change.deletions)),
+    ]
+    # Not upload_folder, which makes several commits of an upload that is large or slow.
+    made = api.create_commit(
+        repo_id,
+        operations,
+        commit_message=message,
+        revision=None if revision == MAIN else revision,
+        parent_commit=snapshot.commit,
+        create_pr=create_pr,
+    )
+    return made.pr_url or made.commit_url, change
+
+
+def _is_refusal(error: BaseException) -> bool:
+    """Whether nothing can have happened; else a pull request may have been opened, and another try would open a second one."""
+    return isinstance(error, HfHubHTTPError) and error.response.status_code in (CONFLICT, 429)
+
+
+def _patiently(ask):
+    """The answer of a request that may be repeated, after the waits that the Hub asks for."""
+    for attempt in range(1, MAX_TRIES):
+        try:
+            return ask()
+        except HTTPError as error:
+            wait_s = _wait_s(error, attempt)
+            if wait_s is None:
+                raise
+            time.sleep(wait_s)
+    return ask()
+
+
+def _wait_s(error: BaseException, attempt: int) -> float | None:
+    """How long to wait before the next try, in seconds; None if it would fail again."""
+    while not isinstance(error, HTTPError):
+        if error.__cause__ is None:
+            return None
+        error = error.__cause__
+    grown_s = min(MAX_WAIT_S, 2.0 ** (attempt - 1))
+    if not isinstance(error, HfHubHTTPError):
+        return grown_s  # no answer
+    if error.response.status_code == CONFLICT:
+        return random.uniform(0, min(1.0, 0.1 * attempt))  # or two that meet would meet again
+    if error.response.status_code not in TRANSIENT:
+        return None
+    limit = parse_ratelimit_headers(error.response.headers)
+    asked_s = error.response.headers.get("Retry-After", "")
+    if asked_s.isdigit():
+        return float(asked_s)
+    return float(limit.reset_in_seconds) if limit is not None and limit.remaining == 0 else grown_s
+
+
+@contextmanager
+def refusals_told(repo_id: str) -> Iterator[None]:
+    """Errors of the client as `PushError`s that say what to do."""
+    try:
+        yield
+    except LocalTokenNotFoundError as error:
+        raise PushError(
+            "No token of the Hub was found; pushing needs one that may write. Run `hf auth login`, or set HF_TOKEN."
+        ) from error
+    except OfflineModeIsEnabled as error:
+        raise PushError("HF_HUB_OFFLINE is set, and pushing needs the Hub. Unset it, or push later.") from error
+    except HfHubHTTPError as error:
+        raise PushError(_reason(error, repo_id)) from error
+    except HTTPError as error:
+        raise PushError(
+            f"The Hub ({HfApi().endpoint}) cannot be reached: {error}. Check the network, or push later."
+        ) from error
+    except PushError:
+        raise
+    except (RuntimeError, LocalEntryNotFoundError) as error:
+        raise PushError(f"{error} {error.__cause__ or ''}".strip()) from error
+
+
+def _reason(error: HfHubHTTPError, repo_id: str) -> str:
+    status = error.response.status_code
+    if status == 401 and error.response.request.url.path.endswith("/whoami-v2"):
+        return "The Hub does not know the token (401). Run `hf auth login` anew, or set HF_TOKEN to a valid one."
+    if status in (401, 403) or isinstance(error, RepositoryNotFoundError):
+        return (
+            f"The token may not write to {repo_id} ({status}). Take one with write access "
+            "(https://huggingface.co/settings/tokens), or name a repository of yours: owner/name."
+        )
+    return f"The Hub refused {repo_id} ({status}): {error.server_message or error}. Push again later."

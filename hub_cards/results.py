@@ -1,0 +1,136 @@
+"""The results of a model: JSON files in its folder's `results/`, from which its card is made wherever the folder goes.
+
+A record of evaluation.part_segmentation is adopted: it must score these very weights, it is named by what was measured, and
+it leaves the places of the measuring machine behind. The same measurement made again replaces the one before it.
+"""
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from hub_cards.card_text import Evaluation, input_size
+from hub_cards.records import ModelRecord, read_json, scored_data, without_places
+
+FOLDER = "results"
+# Of a record that evaluation/part_segmentation.py writes, and what adoption adds: names of the data set, the input in
+# words, the weights that it was adopted for.
+KEYS = ("scores", "protocol", "settings", "model_config", "fingerprints", "versions", "date")
+ADDED_KEYS = ("data", "input", "weight_files")
+
+
+def adopt(path: str | Path, model: ModelRecord, any_model: bool = False) -> Evaluation:
+    """Read a record of evaluation.part_segmentation as a result of this model.
+
+    Args:
+        path: The JSON file.
+        model: The model that it must score: the same weights, file by file.
+        any_model: Accept scores of other weights, such as before they were saved anew; the architecture must agree all the
+            same.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it is not such a record, a score is no finite number, or it scores another model.
+    """
+    path = Path(path)
+    record = read_json(path, KEYS, "a record that evaluation.part_segmentation --output writes")
+    if not isinstance(record["scores"], dict) or not {"model", "dataset", "image_size"} <= set(record["settings"]):
+        raise ValueError(f"{path} is no record that evaluation.part_segmentation --output writes; name one that is.")
+    if "model" not in record["scores"]:
+        raise ValueError(
+            f"{path} scores {', '.join(record['scores']) or 'nothing'}; the row 'model' must be among them, for it is this "
+            "card's. Run evaluation.part_segmentation again."
+        )
+    _check_model(path, record, model, any_model)
+    added = {
+        "data": asdict(scored_data(record["settings"])),
+        "input": input_size(record["settings"]["image_size"], model.processor),
+        "weight_files": model.weight_files,
+    }
+    return Evaluation({**without_places(record), "scores": _defined(path, record["scores"]), **added})
+
+
+def adopt_all(paths: Sequence[str | Path], model: ModelRecord, any_model: bool = False) -> list[Evaluation]:
+    """Adopt several records, of which no two may measure the same; else as `adopt`."""
+    evaluations: dict[str, Evaluation] = {}
+    for path in paths:
+        evaluation = adopt(path, model, any_model)
+        if evaluation.name in evaluations:
+            raise ValueError(
+                f"{path} scores {evaluation.data.identifier} like a file before it (configuration, split, input, images and "
+                "reading are the same); a card can show one of them. Name only one."
+            )
+        evaluations[evaluation.name] = evaluation
+    return list(evaluations.values())
+
+
+def parse(content: str | bytes, name: str) -> Evaluation:
+    """A result that was adopted before; `name` is for the error.
+
+    Raises:
+        ValueError: If it is none.
+    """
+    what = "a result that hub_cards has adopted"
+    record = read_json(Path(name), (*KEYS, *ADDED_KEYS), what, content)
+    return Evaluation({**record, "scores": _defined(Path(name), record["scores"])})
+
+
+def read_results(folder: Path) -> list[Evaluation]:
+    """The results that a model folder holds; errors as in `parse`."""
+    return [parse(path.read_bytes(), str(path)) for path in sorted((folder / FOLDER).glob("*.json"))]
+
+
+def check_weights(evaluations: Iterable[Evaluation], model: ModelRecord) -> None:
+    """Make sure that results adopted before are not of weights that the folder no longer holds.
+
+    Raises:
+        ValueError: If one is.
+    """
+    outdated = [f"{FOLDER}/{evaluation.name}.json" for evaluation in evaluations if not is_of(evaluation, model.weight_files)]
+    if outdated:
+        raise ValueError(
+            f"{', '.join(outdated)} of {model.folder} are of other weights than are there now; results are of their own "
+            "model's weights only. Delete them, and measure these weights."
+        )
+
+
+def is_of(evaluation: Evaluation, weight_files: Mapping[str, str]) -> bool:
+    """Whether a result was adopted for these weights (name and SHA-256 of each file)."""
+    return evaluation.record["weight_files"] == weight_files
+
+
+def as_files(evaluations: Iterable[Evaluation]) -> dict[str, bytes]:
+    """Where each result goes in a model folder, and what is written there."""
+    return {
+        f"{FOLDER}/{evaluation.name}.json": json.dumps(evaluation.record, indent=2, allow_nan=False).encode() + b"\n"
+        for evaluation in evaluations
+    }
+
+
+def _check_model(path: Path, record: Mapping[str, Any], model: ModelRecord, any_model: bool) -> None:
+    differing = {
+        name: (value, model.config[name])
+        for name, value in record["model_config"].items()
+        if name in model.config and value != model.config[name]
+    }
+    if differing:
+        shown = ", ".join(f"{name}={theirs} (here {ours})" for name, (theirs, ours) in differing.items())
+        raise ValueError(
+            f"{path} scores a model with {shown}; it must have the architecture of {model.folder}. "
+            "The scores are of another or an older model: score this one."
+        )
+    if not any_model and record["fingerprints"].get("weight_files") != model.weight_files:
+        raise ValueError(
+            f"{path} scores {record['settings']['model']}, whose weights were not those of {model.folder}; a model's results "
+            "are of its own weights only. Score this model, or pass --any_model if both are the same in your eyes."
+        )
+
+
+def _defined(path: Path, scores: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, int | float]]:
+    """The rows without the scores that are null, which no image had."""
+    for row, row_scores in scores.items():
+        for name, value in row_scores.items():
+            if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
+                raise ValueError(f"{path} has {name}={value!r} in row {row!r}; a score is a number. Measure it again.")
+    return {row: {name: value for name, value in row_scores.items() if value is not None} for row, row_scores in scores.items()}

@@ -1,0 +1,108 @@
+"""What is no score file, or another model's, is refused; results know each other again and go with the folder."""
+
+import json
+
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from hub_cards.records import read_model
+from hub_cards.results import adopt, adopt_all, as_files, check_weights, is_of, parse, read_results
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        ("no json", "is no JSON file"),
+        ("[1, 2]", "holds a list"),
+        ('{"loss": 3}', "has no scores, protocol"),
+        (
+            '{"scores": [], "protocol": "", "settings": {}, "model_config": {}, "fingerprints": 0, "versions": 0, "date": 0}',
+            "is no record that evaluation",
+        ),
+    ],
+)
+def test_what_is_no_score_file_is_refused(model_folder, tmp_path, content, reason):
+    path = tmp_path / "other.json"
+    path.write_text(content)
+    with pytest.raises(ValueError, match=f"other.json {reason}"):
+        adopt(path, read_model(model_folder))
+
+
+def test_scores_without_the_models_row_are_refused(model_folder, write_scores):
+    path = write_scores(scores={"untrained": {"images": 3, "ari": 1.0}})
+    with pytest.raises(ValueError, match="scores untrained; the row 'model' must be among them"):
+        adopt(path, read_model(model_folder))
+
+
+def test_scores_of_other_weights_need_leave(model_folder, write_scores):
+    path = write_scores()
+    weights = load_file(model_folder / "model.safetensors")
+    save_file({name: tensor + 1 for name, tensor in weights.items()}, model_folder / "model.safetensors")
+    model = read_model(model_folder)
+    with pytest.raises(ValueError, match=r"scores .*model, whose weights were not those of .*--any_model"):
+        adopt(path, model)
+    assert is_of(adopt(path, model, any_model=True), model.weight_files)
+
+
+def test_the_same_weights_are_one_model_wherever_they_lie(model_folder, write_scores, tmp_path):
+    path = write_scores(model="someone/rats-tiny")
+    moved = model_folder.rename(tmp_path / "elsewhere")
+    assert adopt(path, read_model(moved)).record["scores"]["model"]["ari"] == 17.75
+
+
+def test_scores_of_another_architecture_are_never_accepted(model_folder, write_scores, edit_json):
+    path = write_scores()
+    config = json.loads(path.read_text())["model_config"]
+    edit_json(path, model_config=config | {"hidden_size": 48})
+    with pytest.raises(ValueError, match=r"hidden_size=48 \(here 32\)"):
+        adopt(path, read_model(model_folder), any_model=True)
+
+
+@pytest.mark.parametrize("value", ["NaN", "Infinity", "-Infinity"])
+def test_what_is_no_number_of_json_is_refused(model_folder, write_scores, value):
+    path = write_scores()
+    path.write_text(path.read_text().replace("31.25781", value))
+    with pytest.raises(ValueError, match=f"{value} is no number"):
+        adopt(path, read_model(model_folder))
+
+
+@pytest.mark.parametrize("value", ["'np.float64(3.5)'", "true", '"3.5"', "[3.5]"])
+def test_a_score_that_is_no_number_is_refused(model_folder, write_scores, value):
+    path = write_scores()
+    path.write_text(path.read_text().replace("31.25781", value.replace("'", '"')))
+    with pytest.raises(ValueError, match=r"has m2o_miou=.* in row 'model'; a score is a number"):
+        adopt(path, read_model(model_folder))
+
+
+def test_a_result_reads_back_as_it_was_adopted(model_folder, write_scores):
+    model = read_model(model_folder)
+    (evaluation,) = adopt_all([write_scores()], model)
+    ((place, content),) = as_files([evaluation]).items()
+    assert place == "results/synthetic_parts-validation-64x64-px-1234-images.json"
+    assert parse(content, place) == evaluation and b"o2o_miou_foreground" not in content
+    (model_folder / "results").mkdir()
+    (model_folder / place).write_bytes(content)
+    assert read_results(model_folder) == [evaluation]
+    check_weights([evaluation], model)
+
+
+def test_measurements_are_told_apart_by_all_that_decides_them(model_folder, write_scores):
+    others = [
+        {},
+        {"image_size": 128},
+        {"split": "test"},
+        {"config": "birds"},
+        {"part_layer": -2},
+        {"part_similarity": "registers"},
+    ]
+    names = [adopt(write_scores(**settings), read_model(model_folder)).name for settings in [*others, {"dataset": "a/b"}]]
+    assert len(set(names)) == len(names)
+    assert names[4].endswith("1234-images-part_layer=-2") and names[6] == "a-b-validation-64x64-px-1234-images"
+
+
+def test_results_of_weights_that_are_gone_are_told(model_folder, write_scores):
+    model = read_model(model_folder)
+    (evaluation,) = adopt_all([write_scores()], model)
+    evaluation.record["weight_files"] = {"model.safetensors": "0" * 64}
+    with pytest.raises(ValueError, match=r"results/synthetic_parts-.*\.json of .*model are of other weights.*Delete"):
+        check_weights([evaluation], model)
