@@ -32,16 +32,16 @@ from evaluation.forward_pass import (
     seconds_by_operator,
     time_in_turns,
 )
-from evaluation.multiply_accumulates import (
+from evaluation.records import describe_run, write_json
+from modeling_rats import modeling_rats, register_attention
+from modeling_rats.configuration_rats import height_width
+from modeling_rats.multiply_accumulates import (
     ARCHITECTURES,
     agreed_multiply_accumulates,
     check_image_sizes,
     find_architecture,
     multiply_accumulates,
 )
-from evaluation.records import describe_run, write_json
-from modeling_rats import modeling_rats, register_attention
-from modeling_rats.configuration_rats import height_width
 
 SIZES = (224, 320, 448, 512, 768, 1024, 1536, 2048)
 LARGEST_PX = 4096  # up to which multiply-accumulates are compared by formula

@@ -17,7 +17,7 @@ from torch.profiler import ProfilerActivity, profile
 from transformers import PreTrainedConfig
 
 from evaluation.matrix_products import MatrixProducts
-from evaluation.multiply_accumulates import build_model, forward_options
+from modeling_rats.multiply_accumulates import build_model, forward_options
 
 LONG_S = 60.0  # a pass of this many seconds is repeated fewer times,
 FEW_REPEATS = 3  # at most these

@@ -9,8 +9,8 @@ import torch
 from torch import nn
 from transformers import PreTrainedConfig
 
-from evaluation.multiply_accumulates import patches_of, registers_of_head
 from modeling_rats.configuration_rats import height_width
+from modeling_rats.multiply_accumulates import patches_of, registers_of_head
 
 SCORES_AT_ONCE = 2**22  # of attention; more would not stay in a CPU's cache, and at 2048 px would fill its memory
 

@@ -28,8 +28,8 @@ from transformers import (
 )
 
 from docs.write_api import api, written_api
-from evaluation.multiply_accumulates import ARCHITECTURES, multiply_accumulates
 from modeling_rats import RatsBackbone, RatsConfig, RatsForPartSegmentation, RatsImageProcessor, RatsModel
+from modeling_rats.multiply_accumulates import ARCHITECTURES, multiply_accumulates
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "rats.md"

@@ -8,7 +8,7 @@ import torch
 from transformers import ViTConfig
 
 from evaluation import efficiency, forward_pass
-from evaluation.multiply_accumulates import ARCHITECTURES, multiply_accumulates
+from modeling_rats.multiply_accumulates import ARCHITECTURES, multiply_accumulates
 
 TIME = ["--measure", "time", "--quiet", "--repeats", "2", "--threads", "1", "--device", "cpu"]
 

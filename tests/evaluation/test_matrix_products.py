@@ -7,7 +7,7 @@ from transformers import ViTConfig
 
 from evaluation import matrix_products
 from evaluation.matrix_products import Attention, MatrixProducts, Weights, block_products
-from evaluation.multiply_accumulates import ARCHITECTURES, multiply_accumulates
+from modeling_rats.multiply_accumulates import ARCHITECTURES, multiply_accumulates
 
 TINY_VIT = ViTConfig(
     hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64, patch_size=8, image_size=32

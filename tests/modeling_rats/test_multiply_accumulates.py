@@ -5,7 +5,7 @@ import re
 import pytest
 from transformers import Dinov2Config
 
-from evaluation.multiply_accumulates import (
+from modeling_rats.multiply_accumulates import (
     ARCHITECTURES,
     agreed_multiply_accumulates,
     build_model,
@@ -51,7 +51,7 @@ def test_at_2048_px_the_counts_lie_on_the_curves_of_the_paper(name, lowest, high
 
 
 def test_a_formula_that_does_not_describe_the_model_is_told(monkeypatch):
-    monkeypatch.setattr("evaluation.multiply_accumulates.multiply_accumulates", lambda *arguments: 7)
+    monkeypatch.setattr("modeling_rats.multiply_accumulates.multiply_accumulates", lambda *arguments: 7)
     with pytest.raises(ValueError, match=r"vit-s at 32 px takes 7 .* by formula and \d+ as torch"):
         agreed_multiply_accumulates(ARCHITECTURES["vit-s"], "vit-s", 32)
 

@@ -1,3 +1,4 @@
+# Copyright 2026 The RATS for Hugging Face authors. MIT licence.
 """How many multiply-accumulates a forward pass takes: by formula, and as torch counts them.
 
 B batch  L patches  N registers  H heads  D hidden  d = D/H head dim  I width of the MLP  M registers that a head holds
@@ -12,8 +13,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel, ViTConfig
 
-from modeling_rats import RatsConfig
-from modeling_rats.configuration_rats import height_width
+from .configuration_rats import RatsConfig, height_width
 
 _SMALL: dict[str, Any] = {"hidden_size": 384, "num_attention_heads": 6, "intermediate_size": 1536}
 _BASE: dict[str, Any] = {"hidden_size": 768, "num_attention_heads": 12, "intermediate_size": 3072}
