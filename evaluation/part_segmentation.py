@@ -11,13 +11,11 @@ import argparse
 import math
 import sys
 from collections.abc import Iterable, Mapping, Sequence, Sized
-from pathlib import Path
 from typing import Any, NamedTuple, get_args
 
 import numpy as np
 import torch
 from accelerate import PartialState
-from PIL import Image
 from tqdm.auto import tqdm
 from transformers.utils.logging import disable_progress_bar
 
@@ -26,12 +24,12 @@ from evaluation.competitors import SAME, SPECIFICATIONS, Competitor, competitors
 from evaluation.journal import Journal
 from evaluation.mask_samples import MaskRow, MaskSample, mask_rows, number_of_rows, open_mask_dataset
 from evaluation.part_scoring import Collected, Stopwatch, collect, score_rows
+from evaluation.pictures import Pictures
 from evaluation.records import describe_run, fingerprint_of_weights, hashes_of_weight_files, write_json
 from evaluation.scores import format_table
 from evaluation.segmenters import load_rats
 from evaluation.synthetic_parts import rendering_of
 from modeling_rats.configuration_rats import PartSimilarity
-from modeling_rats.visualization import draw_part_map, grid, side_by_side
 
 PROTOCOL = (
     "Overlap is counted in pixels of the true mask's size. M2O: each predicted segment goes to the true region it "
@@ -148,7 +146,7 @@ def run(arguments: Sequence[str] | None = None) -> dict[str, Any]:
         write_json(options.output, record)
         journal.remove()
         if drawn:
-            drawn.draw_overview()
+            drawn.finish()
         print(format_record(record))
         print(f"Written to {options.output}")
     return record
@@ -255,36 +253,6 @@ def open_data(options: argparse.Namespace) -> Data:
     return Data(options.dataset, str(stream.split), rows, options.ignore_label, num_images, bool(options.labels_are_classes))
 
 
-class Pictures:
-    """Draws the first images as PNG: image, part map of model and untrained model, true mask.
-
-    Args:
-        folder: Gets a picture an image, and all of them on `overview.png`.
-        num_pictures: Images that are drawn.
-        ignore_label: True label that is left blank, as label 0 is.
-    """
-
-    def __init__(self, folder: str | Path, num_pictures: int, ignore_label: int | None = None):
-        self.folder, self.num_pictures, self.ignore_label = Path(folder), num_pictures, ignore_label
-        self.folder.mkdir(parents=True, exist_ok=True)
-
-    def draw(self, index: int, sample: MaskSample, label_maps: dict[str, np.ndarray]) -> None:
-        """Draw this image if it is one of the first."""
-        if index >= self.num_pictures:
-            return
-        shown = {row: label_map for row, label_map in label_maps.items() if row in ("model", "untrained")}
-        mask = sample.mask.astype(np.int64)
-        shown["true mask"] = np.where((mask == 0) | (mask == self.ignore_label), -1, mask)
-        panels = [sample.image, *(draw_part_map(sample.image, label_map) for label_map in shown.values())]
-        side_by_side(panels, captions=["image", *shown]).save(self.folder / f"{index:04d}.png")
-
-    def draw_overview(self) -> None:
-        """Put together what all ranks, and the runs before an interruption, have drawn."""
-        drawn = (self.folder / f"{index:04d}.png" for index in range(self.num_pictures))
-        pictures = [Image.open(path) for path in drawn if path.is_file()]
-        grid(pictures, columns=2).save(self.folder / "overview.png")
-
-
 def _positive(text: str) -> int:
     if int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text} must be at least 1")
@@ -347,7 +315,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--seed", type=int, default=0, help="of the untrained weights and of k-means")
     parser.add_argument("--output", metavar="JSON", default="scores.json", help="scores and exact settings (%(default)s)")
-    parser.add_argument("--pictures", metavar="DIR", help="draw the first images as PNG here")
+    parser.add_argument("--pictures", metavar="DIR", help="draw the first images as PNG here, and those of the lowest scores")
     parser.add_argument("--num_pictures", type=_positive, default=8)
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
     return parser

@@ -6,6 +6,7 @@ import math
 import os
 import platform
 import shlex
+import subprocess
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime, timezone
 from importlib.metadata import version
@@ -20,6 +21,7 @@ from transformers.utils import CONFIG_NAME, cached_file
 from hub_cards.records import hash_weight_files
 
 VERSIONS_OF = (
+    "modeling-rats",
     "torch",
     "torchvision",
     "transformers",
@@ -34,7 +36,7 @@ VERSIONS_OF = (
 
 
 def describe_run(module: str, arguments: Sequence[str]) -> dict[str, Any]:
-    """What every record says of how it came about: versions, date and command.
+    """What every record says of how it came about: versions, the commit of a checkout, date and command.
 
     Args:
         module: Such as `evaluation.part_segmentation`.
@@ -42,9 +44,23 @@ def describe_run(module: str, arguments: Sequence[str]) -> dict[str, Any]:
     """
     return {
         "versions": {"python": platform.python_version(), **{name: version(name) for name in VERSIONS_OF}},
+        "commit": commit_of_checkout(Path(__file__).parent),
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "command": shlex.join(["python", "-m", module, *arguments]),
     }
+
+
+def commit_of_checkout(folder: Path) -> str | None:
+    """The commit that a folder of the project is at, with "+" if files differ from it; None where git knows of none."""
+    try:
+        commit = _git(folder, "rev-parse", "--short=12", "HEAD")
+        return commit + ("+" if _git(folder, "status", "--porcelain", "--untracked-files=no") else "")
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def _git(folder: Path, *arguments: str) -> str:
+    return subprocess.run(["git", "-C", folder, *arguments], capture_output=True, text=True, check=True).stdout.strip()
 
 
 def fingerprint_of_weights(model: torch.nn.Module) -> str:

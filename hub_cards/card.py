@@ -12,74 +12,25 @@ import math
 import os
 import re
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import yaml
-from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from huggingface_hub import ModelCard
 from huggingface_hub.utils import validate_repo_id, yaml_dump
 from jinja2 import Environment, StrictUndefined
 
+from hub_cards.assets import CURVES, EFFICIENCY, FAILURE, MAX_PICTURES, PICTURE, Assets, find_assets, outdated_pictures
 from hub_cards.card_text import Evaluation, describe_limitations, describe_model, describe_training
+from hub_cards.metadata import build_metadata, personal_metadata, widget
 from hub_cards.records import ModelRecord, read_model, training_data
 from hub_cards.regeneration import END, START, merge_body, prose_of
 from hub_cards.results import adopt_all, as_files, check_weights, read_results
 
+SHOWN = {"pictures": PICTURE, "curves": CURVES, "efficiency": EFFICIENCY, "failures": FAILURE}  # name in the template
+NO_ASSETS = Assets()
 TEMPLATE = Path(__file__).with_name("model_card.md")
-TAGS = ("rats", "vision", "register-attention", "part-segmentation")
-TAGS_WHEN_PRETRAINED = ("self-supervised", "dino")
-DEFAULT_LICENSE = "mit"
-MEASURED_KEYS = ("metrics", "model-index")  # of the metadata: never kept from an earlier card
-GENERATED_KEYS = ("library_name", "pipeline_tag", "tags", "datasets")
-MAX_PICTURES = 4
-CURVES, PICTURE = "assets/curves", "assets/parts_"  # how the names of the pictures in a model folder begin
-
-
-@dataclass(frozen=True)
-class Assets:
-    """The pictures that a card shows.
-
-    Attributes:
-        curves: Training curves.
-        pictures: Images with their part maps.
-    """
-
-    curves: Path | None = None
-    pictures: tuple[Path, ...] = ()
-
-    def places(self) -> dict[str, Path]:
-        """Where each goes in the model folder, and where it comes from; a file's own name is its owner's business."""
-        curves = {} if self.curves is None else {f"{CURVES}{self.curves.suffix}": self.curves}
-        return curves | {f"{PICTURE}{index}{picture.suffix}": picture for index, picture in enumerate(self.pictures)}
-
-
-def find_assets(curves: str | Path | None = None, pictures: str | Path | None = None) -> Assets:
-    """Find the pictures to show.
-
-    Args:
-        curves: Picture of the training curves.
-        pictures: Folder that evaluation.part_segmentation or evaluation.visualize drew into; its first pictures are taken.
-
-    Raises:
-        FileNotFoundError: If one of them does not exist, or the folder holds no pictures.
-    """
-    if curves is not None and not Path(curves).is_file():
-        raise FileNotFoundError(f"Picture {curves} does not exist; --curves must be a file. Check the path, or leave it out.")
-    drawn = sorted(Path(pictures).glob("*.png")) if pictures is not None else []
-    if pictures is not None and not drawn:
-        raise FileNotFoundError(
-            f"Folder {pictures} holds no PNG pictures; --pictures must be a folder that evaluation.part_segmentation or "
-            "evaluation.visualize drew into. Check the path, or leave it out."
-        )
-    return Assets(None if curves is None else Path(curves), tuple(drawn[:MAX_PICTURES]))
-
-
-def outdated_pictures(there: Collection[str], new: Collection[str]) -> set[str]:
-    """Of the pictures that are there those of a kind (curves, part maps) of which there are new ones; by their places."""
-    kinds = [kind for kind in (CURVES, PICTURE) if any(place.startswith(kind) for place in new)]
-    return {place for place in there if place.startswith(tuple(kinds)) and place not in new}
 
 
 def build_card(
@@ -105,7 +56,7 @@ def build_card(
         validate_repo_id(repo_id)
     name = repo_id.split("/")[-1] if repo_id else _name_of_architecture(model.config)
     previous = parse_card(existing)
-    data = build_metadata(model, evaluations, name, previous.data.to_dict())
+    data = build_metadata(model, evaluations, name, previous.data.to_dict(), widget(assets, repo_id))
     body = _render(
         name=name,
         location='"' + (repo_id or model.folder.as_posix()).replace('"', '\\"') + '"',
@@ -113,43 +64,12 @@ def build_card(
         training=describe_training(model.training),
         recipe=_recipe(model.training),
         evaluations=[evaluation.as_table() for evaluation in evaluations],
-        pictures=sorted(place for place in assets if place.startswith(PICTURE)),
-        curves=next((place for place in sorted(assets) if place.startswith(CURVES)), ""),
+        **{name: sorted(place for place in assets if place.startswith(kind)) for name, kind in SHOWN.items()},
         limitations=describe_limitations(model, evaluations),
         license=data.get("license_name") or data.license,
         software_version=version("modeling-rats"),
     )
     return f"---\n{data.to_yaml()}\n---\n\n{merge_body(body, previous.text)}"
-
-
-def build_metadata(
-    model: ModelRecord, evaluations: Sequence[Evaluation], name: str, previous: Mapping[str, Any]
-) -> ModelCardData:
-    """Build the metadata on top of the card.
-
-    Args:
-        model: The model.
-        evaluations: What was measured of it.
-        name: Under which model-index holds it.
-        previous: Metadata of the card to replace. A licence and tags are added to, not replaced; what was measured is
-            replaced; keys that are not ours are kept.
-    """
-    results = [result for evaluation in evaluations for result in evaluation_results(evaluation)]
-    tags = (*TAGS, *(TAGS_WHEN_PRETRAINED if model.training else ()), *previous.get("tags", ()))
-    generated: dict[str, Any] = {
-        "library_name": "transformers",
-        "pipeline_tag": "image-segmentation",
-        "license": previous.get("license", DEFAULT_LICENSE),
-        "tags": list(tags),
-    }
-    trained_on = training_data(model.training) if model.training else []
-    if on_hub := [data.identifier for data in trained_on if data.on_hub]:
-        generated["datasets"] = on_hub
-    if results:
-        metrics = list(dict.fromkeys(result.metric_type for result in results))
-        generated |= {"metrics": metrics, "model_name": name, "eval_results": results}
-    kept = {key: value for key, value in previous.items() if key not in generated and key not in MEASURED_KEYS}
-    return ModelCardData(**generated, **kept)
 
 
 def personal_parts(text: str) -> dict[str, Any]:
@@ -159,48 +79,14 @@ def personal_parts(text: str) -> dict[str, Any]:
         ValueError: If the card is malformed.
     """
     card = parse_card(text)
-    data = card.data.to_dict()
-    tags = [tag for tag in data.get("tags", []) if tag not in (*TAGS, *TAGS_WHEN_PRETRAINED)]
-    own = {key: value for key, value in data.items() if key not in (*GENERATED_KEYS, *MEASURED_KEYS)}
-    parts = {"prose": prose_of(card.text), "tags": tags, **own}
-    return {name: part for name, part in parts.items() if part and (name, part) != ("license", DEFAULT_LICENSE)}
-
-
-def evaluation_results(evaluation: Evaluation) -> list[EvalResult]:
-    """The `model` row as entries of model-index, one a score.
-
-    The settings that tell two measurements on the same split apart stand with the metric: model-index groups results by
-    data set, configuration and split, and would lose them elsewhere.
-    """
-    settings = evaluation.record["settings"]
-    model_scores = evaluation.record["scores"]["model"]
-    return [
-        EvalResult(
-            task_type="image-segmentation",
-            task_name="Unsupervised part segmentation",
-            dataset_type=evaluation.data.identifier,
-            dataset_name=evaluation.data.identifier,
-            dataset_config=settings.get("config"),
-            dataset_split=settings.get("split"),
-            metric_type=metric.type,
-            metric_name=metric.title,
-            metric_config="foreground" if metric.foreground else None,
-            metric_args={
-                "image_size": evaluation.input,
-                "images": model_scores.get("images"),
-                **({"reading": evaluation.reading} if evaluation.reading else {}),
-            },
-            metric_value=float(model_scores[metric.score]),
-        )
-        for metric in evaluation.metrics
-        if metric.score in model_scores
-    ]
+    prose = prose_of(card.text)
+    return ({"prose": prose} if prose else {}) | personal_metadata(card.data.to_dict())
 
 
 def write_card(
     model_folder: str | Path,
     results: Sequence[str | Path] = (),
-    assets: Assets = Assets(),
+    assets: Assets = NO_ASSETS,
     repo_id: str | None = None,
     any_model: bool = False,
 ) -> Path:
@@ -252,12 +138,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--curves", metavar="PNG", help="picture of the training curves")
     parser.add_argument("--pictures", metavar="DIR", help=f"folder of part maps; the first {MAX_PICTURES} are shown")
+    parser.add_argument("--efficiency", metavar="PNG", help="picture of evaluation.efficiency")
     parser.add_argument("--repo_id", metavar="OWNER/NAME", help="name on the Hub, for the title and the code")
     parser.add_argument("--any_model", action="store_true", help="accept scores of other weights than the folder's")
     parser.add_argument("--quiet", action="store_true", help="print nothing")
     options = parser.parse_args(arguments)
     try:
-        assets = find_assets(options.curves, options.pictures)
+        assets = find_assets(options.curves, options.pictures, options.efficiency)
         card = write_card(options.model, options.results, assets, options.repo_id, options.any_model)
     except (OSError, ValueError) as error:
         parser.error(str(error))

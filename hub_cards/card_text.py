@@ -1,5 +1,6 @@
 """What the records say, in words and tables: model, training, scores, limitations."""
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -119,6 +120,8 @@ class Evaluation:
             "columns": [column or " " for column in columns],
             "rows": rows,
             "date": self.record["date"].split("T")[0],
+            "seed": settings.get("seed", "-"),
+            "commit": self.record.get("commit") or "-",
             "versions": _versions(self.record["versions"]),
             "protocol": self.record["protocol"],
         }
@@ -164,6 +167,7 @@ def describe_model(model: ModelRecord) -> dict[str, str]:
         "Image size": f"{input_size(model.processor['size'], model.processor)} by the image processor; position embeddings "
         f"learned at {pixels(config['image_size'])} and interpolated for any multiple of the patch",
         "Parameters": f"{model.num_parameters:,}",
+        "Multiply-accumulates": ", ".join(_multiply_accumulates(config)),
         "Parts": f"{PARTS[config.get('part_similarity', 'registers')]}, layer {config.get('part_layer', -1)}",
     }
     if not config.get("communicate", True):
@@ -241,6 +245,22 @@ def pixels(size: Any) -> str:
         size = (sides["height"], sides["width"])
     height, width = (size, size) if isinstance(size, int) else size
     return f"{height} x {width} px"
+
+
+def _multiply_accumulates(config: Mapping[str, Any]) -> list[str]:
+    """Of a forward pass of the backbone at the sizes in which models are compared, or the nearest that its patches fill."""
+    from modeling_rats import RatsConfig  # takes seconds
+    from modeling_rats.multiply_accumulates import multiply_accumulates
+
+    patch = config["patch_size"]
+    step = math.lcm(*((patch, patch) if isinstance(patch, int) else patch))
+    told = []
+    for size_px in (224, 512):
+        filled_px = round(size_px / step) * step
+        if filled_px:
+            count = multiply_accumulates(RatsConfig.from_dict(dict(config)), filled_px)
+            told.append(f"{count / 1e9:.3g} GMACs at {pixels(filled_px)}")
+    return told
 
 
 def _patch_grid(model: ModelRecord) -> tuple[int, int, str]:

@@ -20,7 +20,8 @@ from huggingface_hub import HfApi
 from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
 from huggingface_hub.utils import disable_progress_bars
 
-from hub_cards.card import CURVES, PICTURE, build_card, outdated_pictures, personal_parts
+from hub_cards.assets import KINDS, outdated_pictures
+from hub_cards.card import build_card, personal_parts
 from hub_cards.card_text import Evaluation
 from hub_cards.contents import CARD, gather
 from hub_cards.records import ModelRecord, read_model, read_model_without_weights
@@ -187,9 +188,7 @@ def _outdated(snapshot: Snapshot, wanted: Collection[str], model: ModelRecord) -
     """What is of weights that are replaced: their files, results and pictures; else pictures of which there are newer ones."""
     if _weights_in(snapshot) == model.weight_files:
         return outdated_pictures(snapshot.hashes, wanted)
-    of_weights = {
-        path for path in snapshot.hashes if path.endswith(WEIGHTS) or path.startswith((f"{RESULTS}/", CURVES, PICTURE))
-    }
+    of_weights = {path for path in snapshot.hashes if path.endswith(WEIGHTS) or path.startswith((f"{RESULTS}/", *KINDS))}
     return of_weights - set(wanted)
 
 

@@ -119,7 +119,7 @@ def test_the_command_scores_every_row_and_records_how(model_folder, data_folder,
     assert written["model_config"]["num_registers"] == NUM_REGISTERS
     assert written["command"].startswith("python -m evaluation.part_segmentation --model")
     assert {"torch", "transformers", "python"} <= set(written["versions"])
-    assert sorted(path.name for path in pictures.iterdir()) == ["0000.png", "0001.png", "overview.png"]
+    assert sorted(path.name for path in pictures.iterdir()) == ["0000.png", "0001.png", "inputs", "overview.png", "worst"]
     assert Image.open(pictures / "0000.png").width == 4 * 48 + 3 * 4  # image, model, untrained, true mask
     assert list(output.parent.iterdir()) == [output]  # no partial file is left behind
     captured = capsys.readouterr()
@@ -342,8 +342,10 @@ def test_an_interrupted_run_goes_on_and_ends_as_one_that_was_not(model_folder, d
     assert what_was_measured(tmp_path / "rest.json") | {"settings": 0} == what_was_measured(tmp_path / "whole.json") | {
         "settings": 0
     }
-    for picture in (tmp_path / "whole").iterdir():
-        assert (tmp_path / "rest" / picture.name).read_bytes() == picture.read_bytes()
+    drawn = list((tmp_path / "whole").rglob("*.png"))
+    assert {path.parent.name for path in drawn} == {"whole", "inputs", "worst"}
+    for picture in drawn:
+        assert (tmp_path / "rest" / picture.relative_to(tmp_path / "whole")).read_bytes() == picture.read_bytes()
 
 
 def test_two_ranks_give_the_record_of_one(model_folder, data_folder, tmp_path):

@@ -93,11 +93,13 @@ def write_scores(model_folder, tmp_path):
                 "split": "validation",
                 "image_size": {"height": 64, "width": 64},
                 "limit": None,
+                "seed": 3,
                 **settings,
             },
             "model_config": {name: config[name] for name in SUMMARY_OF_CONFIG if name in config},
             "fingerprints": {"weights": "w", "weight_files": hash_weight_files(model_folder), "data": "d"},
             "versions": {"python": "3.11.7", "torch": "2.14.1"},
+            "commit": "37af77a",
             "date": "2026-11-23T06:48:02+00:00",
         }
         path = tmp_path / name

@@ -103,7 +103,8 @@ def test_numbers_are_those_of_the_records(model_folder, write_scores):
     assert "4,321 images, 64 px, difficulty easy, seed 0" in table(text, "Data")[1]
     assert table(text, "Training time")[1] == "2 min 45 s"
     assert "1,234 images (1,200 of them with foreground)" in text
-    assert "Measured 2026-11-23 with python 3.11.7, torch 2.14.1." in text
+    assert "Measured 2026-11-23 with python 3.11.7, torch 2.14.1; seed 3, commit 37af77a." in text
+    assert table(text, "Multiply-accumulates")[1] == "0.0181 GMACs at 224 x 224 px, 0.0944 GMACs at 512 x 512 px"
     assert part_segmentation.PROTOCOL in text
 
 
@@ -123,7 +124,8 @@ def test_nothing_reads_as_a_gap(model_folder, write_scores, drawn):
 
 
 def test_sections_without_data_are_left_out(model_folder, write_scores, drawn):
-    full = ["Model details", "Use", "Training", "Results", "Pictures", "Training curves", "Limitations", "Licence", "Citation"]
+    full = ["Model details", "Uses", "How to use it", "Training", "Results", "Pictures", "Training curves"]
+    full += ["Limitations", "Licence", "Citation"]
     assert sections(card_of(model_folder, [write_scores()], find_assets(*drawn))) == full
     for path in ("README.md", "training.json", "results", "assets"):
         shutil.rmtree(model_folder / path) if (model_folder / path).is_dir() else (model_folder / path).unlink()
@@ -153,17 +155,22 @@ def test_a_data_set_of_the_hub_is_linked_and_in_the_metadata(model_folder, edit_
 
 @pytest.mark.parametrize("repo_id", [None, "someone/rats-tiny"])
 def test_the_code_in_the_card_runs(model_folder, repo_id, tmp_path, monkeypatch, capsys):
-    (code,) = re.findall(r"```python\n(.*?)```", card_of(model_folder, repo_id=repo_id), flags=re.DOTALL)
-    if repo_id:
-        assert code.count(f'"{repo_id}"') == 2
-        code = code.replace(repo_id, str(model_folder))  # as if it had been pushed
+    codes = re.findall(r"```python\n(.*?)```", card_of(model_folder, repo_id=repo_id), flags=re.DOTALL)
     pixels = np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(tmp_path / "image.jpg")
     monkeypatch.chdir(tmp_path)
-    names = {}
-    exec(compile(code, "card", "exec"), names)
-    assert names["parts"]["segmentation"].shape == (40, 60)
-    assert len(capsys.readouterr().out.splitlines()) == len(names["parts"]["segments_info"]) > 0
+    ran = []
+    for code in codes:
+        if repo_id:
+            assert f'"{repo_id}"' in code
+            code = code.replace(repo_id, str(model_folder))  # as if it had been pushed
+        ran.append({})
+        exec(compile(code, "card", "exec"), ran[-1])
+    by_pipeline, by_hand, features = ran
+    assert by_hand["parts"]["segmentation"].shape == (40, 60) and by_pipeline["part"]["mask"].size == (60, 40)
+    assert len(capsys.readouterr().out.splitlines()) == 2 * len(by_hand["parts"]["segments_info"]) > 0
+    assert features["registers"].shape == (1, 8, 32) and features["patches"].shape == (1, 64, 32)
+    assert features["of_the_image"].shape == (1, 32)
 
 
 def test_pictures_are_copied_and_shown(model_folder, write_scores, drawn):
@@ -174,6 +181,33 @@ def test_pictures_are_copied_and_shown(model_folder, write_scores, drawn):
     assert sorted(shown) == sorted(f"assets/{path.name}" for path in (model_folder / "assets").iterdir())
     assert (model_folder / "assets" / "parts_2.png").read_bytes() == (pictures / "0002.png").read_bytes()
     assert not list(model_folder.rglob("*.partial"))
+
+
+def test_failures_inputs_and_efficiency_are_shown(model_folder, write_scores, drawn):
+    curves, pictures = drawn
+    for folder, names in (("inputs", ["0000", "0001", "0002"]), ("worst", ["012.5_0003", "003.0_0001", "040.0_0002"])):
+        (pictures / folder).mkdir()
+        for name in names:
+            Image.new("RGB", (8, 8), (len(name), 7, 0)).save(pictures / folder / f"{name}.png")
+    assets = find_assets(curves, pictures, efficiency=curves)
+    card = ModelCard(card_of(model_folder, [write_scores()], assets, repo_id="someone/rats-tiny"))
+    assert "(assets/efficiency.png)" in card.text.split("## Efficiency")[1].split("##")[0]
+    limitations = card.text.split("## Limitations")[1].split("## Licence")[0]
+    assert re.findall(r"\((assets/.*?)\)", limitations) == ["assets/failure_0.png", "assets/failure_1.png"]
+    assert (model_folder / "assets" / "failure_0.png").read_bytes() == (pictures / "worst" / "003.0_0001.png").read_bytes()
+    source = "https://huggingface.co/someone/rats-tiny/resolve/main/assets/input_"
+    assert card.data.to_dict()["widget"] == [
+        {"src": f"{source}{index}.png", "example_title": f"Example {index + 1}", "output": {"url": f"assets/parts_{index}.png"}}
+        for index in range(2)
+    ]
+
+
+def test_the_model_that_a_training_started_from_is_told(model_folder, edit_json):
+    settings = json.loads((model_folder / "training.json").read_text())["settings"]
+    for warm_start, told in (("facebook/dino-vits16", "facebook/dino-vits16"), (str(model_folder), None)):
+        edit_json(model_folder / "training.json", settings=settings | {"warm_start": warm_start})
+        (model_folder / "README.md").unlink(missing_ok=True)
+        assert ModelCard(card_of(model_folder)).data.base_model == told
 
 
 def test_regeneration_gives_the_same_bytes(model_folder, write_scores, drawn):

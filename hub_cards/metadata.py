@@ -1,0 +1,116 @@
+"""The metadata on top of a card: what the Hub reads and searches."""
+
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import EvalResult, ModelCardData
+
+from hub_cards.assets import INPUT, PICTURE
+from hub_cards.card_text import Evaluation
+from hub_cards.records import HUB_NAME, ModelRecord, training_data
+
+TAGS = ("rats", "vision", "register-attention", "part-segmentation")
+TAGS_WHEN_PRETRAINED = ("self-supervised", "dino")
+DEFAULT_LICENSE = "mit"
+MEASURED_KEYS = ("metrics", "model-index")  # never kept from an earlier card
+GENERATED_KEYS = ("library_name", "pipeline_tag", "tags", "datasets", "widget")
+
+
+def build_metadata(
+    model: ModelRecord,
+    evaluations: Sequence[Evaluation],
+    name: str,
+    previous: Mapping[str, Any],
+    examples: Sequence[Mapping[str, Any]] = (),
+) -> ModelCardData:
+    """Build the metadata on top of the card.
+
+    Args:
+        model: The model.
+        evaluations: What was measured of it.
+        name: Under which model-index holds it.
+        previous: Metadata of the card to replace. A licence and tags are added to, not replaced; what was measured is
+            replaced; keys that are not ours are kept.
+        examples: For the widget of the model's page; without any an earlier card's stay.
+    """
+    results = [result for evaluation in evaluations for result in evaluation_results(evaluation)]
+    tags = (*TAGS, *(TAGS_WHEN_PRETRAINED if model.training else ()), *previous.get("tags", ()))
+    generated: dict[str, Any] = {
+        "library_name": "transformers",
+        "pipeline_tag": "image-segmentation",
+        "license": previous.get("license", DEFAULT_LICENSE),
+        "tags": list(tags),
+    }
+    trained_on = training_data(model.training) if model.training else []
+    if on_hub := [data.identifier for data in trained_on if data.on_hub]:
+        generated["datasets"] = on_hub
+    if started_from := base_model(model):
+        generated["base_model"] = started_from
+    if examples:
+        generated["widget"] = list(examples)
+    if results:
+        metrics = list(dict.fromkeys(result.metric_type for result in results))
+        generated |= {"metrics": metrics, "model_name": name, "eval_results": results}
+    kept = {key: value for key, value in previous.items() if key not in generated and key not in MEASURED_KEYS}
+    return ModelCardData(**generated, **kept)
+
+
+def evaluation_results(evaluation: Evaluation) -> list[EvalResult]:
+    """The `model` row as entries of model-index, one a score.
+
+    The settings that tell two measurements on the same split apart stand with the metric: model-index groups results by
+    data set, configuration and split, and would lose them elsewhere.
+    """
+    settings = evaluation.record["settings"]
+    model_scores = evaluation.record["scores"]["model"]
+    return [
+        EvalResult(
+            task_type="image-segmentation",
+            task_name="Unsupervised part segmentation",
+            dataset_type=evaluation.data.identifier,
+            dataset_name=evaluation.data.identifier,
+            dataset_config=settings.get("config"),
+            dataset_split=settings.get("split"),
+            metric_type=metric.type,
+            metric_name=metric.title,
+            metric_config="foreground" if metric.foreground else None,
+            metric_args={
+                "image_size": evaluation.input,
+                "images": model_scores.get("images"),
+                **({"reading": evaluation.reading} if evaluation.reading else {}),
+            },
+            metric_value=float(model_scores[metric.score]),
+        )
+        for metric in evaluation.metrics
+        if metric.score in model_scores
+    ]
+
+
+def base_model(model: ModelRecord) -> str | None:
+    """The Hub name of the model whose weights the training started from, if it did so."""
+    warm_start = model.training["settings"].get("warm_start") if model.training else None
+    return warm_start if warm_start and HUB_NAME.fullmatch(warm_start) and not Path(warm_start).exists() else None
+
+
+def widget(assets: Collection[str], repo_id: str | None) -> list[dict[str, Any]]:
+    """Examples for the model's page: the Hub's widgets do not run a repository's own code, but show what it gave."""
+    if repo_id is None:
+        return []
+    outputs = {Path(place).stem.removeprefix(Path(PICTURE).name): place for place in assets if place.startswith(PICTURE)}
+    examples = []
+    for place in sorted(place for place in assets if place.startswith(INPUT)):
+        number = Path(place).stem.removeprefix(Path(INPUT).name)
+        source = f"https://huggingface.co/{repo_id}/resolve/main/{place}"
+        output = {"output": {"url": outputs[number]}} if number in outputs else {}
+        examples.append({"src": source, "example_title": f"Example {int(number) + 1}", **output})
+    return examples
+
+
+def personal_metadata(data: Mapping[str, Any]) -> dict[str, Any]:
+    """What of a card's metadata is a person's: what would not be written by itself."""
+    tags = [tag for tag in data.get("tags", []) if tag not in (*TAGS, *TAGS_WHEN_PRETRAINED)]
+    own = {key: value for key, value in data.items() if key not in (*GENERATED_KEYS, *MEASURED_KEYS)}
+    if own.get("license") == DEFAULT_LICENSE:
+        del own["license"]
+    return ({"tags": tags} if tags else {}) | own
