@@ -10,10 +10,14 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub import EvalResultEntry, eval_result_entries_to_yaml
+from huggingface_hub.utils import yaml_dump
+
 from hub_cards.card_text import Evaluation, input_size
 from hub_cards.records import ModelRecord, read_json, scored_data, without_places
 
 FOLDER = "results"
+LEADERBOARD_FOLDER = ".eval_results"  # as the Hub has it
 # Of a record that evaluation/part_segmentation.py writes, and what adoption adds: names of the data set, the input in
 # words, the weights that it was adopted for.
 KEYS = ("scores", "protocol", "settings", "model_config", "fingerprints", "versions", "date")
@@ -106,6 +110,44 @@ def as_files(evaluations: Iterable[Evaluation]) -> dict[str, bytes]:
         f"{FOLDER}/{evaluation.name}.json": json.dumps(evaluation.record, indent=2, allow_nan=False).encode() + b"\n"
         for evaluation in evaluations
     }
+
+
+def as_eval_results(evaluations: Iterable[Evaluation], repo_id: str, tasks: Mapping[str, str]) -> dict[str, bytes]:
+    """The files of a model's repository that the leaderboards of benchmarks on the Hub read.
+
+    Args:
+        evaluations: Those on data sets of the Hub are written; the data set must be registered there as a benchmark.
+        repo_id: Where the results are to be found.
+        tasks: Task of the benchmark -> which score of the model it ranks, such as m2o_miou_foreground.
+
+    Raises:
+        ValueError: If no data set is of the Hub, or a score is not there.
+    """
+    files = {}
+    for evaluation in evaluations:
+        if not evaluation.data.on_hub:
+            continue
+        scores, settings = evaluation.record["scores"]["model"], evaluation.record["settings"]
+        missing = sorted(set(tasks.values()) - scores.keys())
+        if missing:
+            raise ValueError(
+                f"The results on {evaluation.data.identifier} have no {', '.join(missing)}; name one of {[*scores]}."
+            )
+        entries = [
+            EvalResultEntry(
+                dataset_id=evaluation.data.identifier,
+                task_id=task,
+                value=float(scores[score]),
+                dataset_revision=settings.get("dataset_revision"),
+                date=evaluation.record["date"],
+                source_url=f"https://huggingface.co/{repo_id}/blob/main/{FOLDER}/{evaluation.name}.json",
+            )
+            for task, score in tasks.items()
+        ]
+        files[f"{LEADERBOARD_FOLDER}/{evaluation.name}.yaml"] = yaml_dump(eval_result_entries_to_yaml(entries)).encode()
+    if not files:
+        raise ValueError("No result is on a data set of the Hub, and only such a data set can have a leaderboard there.")
+    return files
 
 
 def _check_model(path: Path, record: Mapping[str, Any], model: ModelRecord, any_model: bool) -> None:

@@ -7,7 +7,8 @@ from os import environ
 from types import SimpleNamespace
 
 import pytest
-from huggingface_hub import ModelCard
+import yaml
+from huggingface_hub import ModelCard, parse_eval_result_entries
 from safetensors.numpy import load_file, save_file
 
 from hub_cards.card import find_assets, write_card
@@ -183,6 +184,21 @@ def test_results_alone_are_added_to_a_model_on_the_hub(model_folder, write_score
         assert text.split(section)[1].split("## ")[0] in repository.head.files["README.md"].decode(), section
     commits = len(repository.commits)
     assert not push_results(NAME, [write_scores(split="test")]).change and len(repository.commits) == commits
+
+
+def test_leaderboards_are_written_for_data_sets_of_the_hub_on_request(model_folder, write_scores, hub):
+    results = [write_scores(), write_scores("birds.json", dataset="someone/birds", dataset_revision="v1")]
+    arguments = [str(model_folder), "--repo_id", NAME, "--results", *map(str, results), "--quiet"]
+    main(arguments)
+    assert not any(path.startswith(".eval_results") for path in hub.repositories[NAME].head.files)
+    main([*arguments, "--eval_results", "parts=m2o_miou_foreground"])
+    (place,) = (path for path in hub.repositories[NAME].head.files if path.startswith(".eval_results"))
+    (entry,) = parse_eval_result_entries(yaml.safe_load(hub.repositories[NAME].head.files[place]))
+    assert (entry.dataset_id, entry.task_id, entry.dataset_revision, entry.value) == ("someone/birds", "parts", "v1", 21.5)
+    with pytest.raises(SystemExit, match="have no accuracy; name one of"):
+        main([*arguments, "--eval_results", "parts=accuracy"])
+    with pytest.raises(ValueError, match="No result is on a data set of the Hub"):
+        push_model(model_folder, "owner/other", [write_scores()], eval_results={"parts": "ari"})
 
 
 def test_results_of_another_revision_of_the_weights_are_refused_unless_told_so(model_folder, write_scores, hub):

@@ -1,0 +1,171 @@
+"""What a push changes in a repository, worked out on one of its commits; nothing is written, there or here."""
+
+import difflib
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Literal
+
+from huggingface_hub import HfApi
+
+from hub_cards.assets import KINDS, outdated_pictures
+from hub_cards.card import build_card, personal_parts
+from hub_cards.card_text import Evaluation
+from hub_cards.contents import CARD, gather
+from hub_cards.records import ModelRecord, read_model, read_model_without_weights
+from hub_cards.repository import Change, Snapshot
+from hub_cards.results import FOLDER as RESULTS
+from hub_cards.results import (
+    adopt_all,
+    as_eval_results,
+    as_files,
+    check_weights,
+    is_of,
+    parse,
+    read_results,
+)
+
+Prose = Literal["hub", "folder"]
+WEIGHTS = (".safetensors", ".safetensors.index.json")
+MODEL_FILES = ("config.json", "preprocessor_config.json", "training.json")
+
+
+def changes_of_model(
+    folder: Path,
+    repo_id: str,
+    results: Sequence[str | Path] = (),
+    any_model: bool = False,
+    eval_results: Mapping[str, str] | None = None,
+    prose: Prose | None = None,
+) -> Callable[[Snapshot], Change]:
+    """What a push of a folder changes, for each state of the repository; errors that the folder decides come at once."""
+    if not (folder / "config.json").is_file():
+        raise FileNotFoundError(
+            f"Folder {folder} has no config.json; only a model folder that save_pretrained wrote is pushed. Check the path."
+        )
+    model = read_model(folder)
+    files = gather(folder, model)
+    known = read_results(folder)
+    check_weights(known, model)
+    added = adopt_all(results, model, any_model)
+    card = (folder / CARD).read_text(encoding="utf-8-sig") if (folder / CARD).is_file() else None
+
+    def work_out(snapshot: Snapshot) -> Change:
+        evaluations = _merge(_results_in(snapshot, model), known, added)
+        wanted = {**files, **_result_files(evaluations, repo_id, eval_results)}
+        outdated = _outdated(snapshot, wanted, model)
+        pictures = (snapshot.hashes.keys() | files.keys()) - outdated
+        existing = _choose(card, _card_in(snapshot), prose)
+        wanted[CARD] = build_card(model, evaluations, pictures, repo_id, existing).encode()
+        return _change(snapshot, wanted, outdated)
+
+    return work_out
+
+
+def changes_of_results(
+    repo_id: str, results: Sequence[str | Path], any_model: bool = False, eval_results: Mapping[str, str] | None = None
+) -> Callable[[Snapshot], Change]:
+    """What new results change, for each state of the repository."""
+    if not results:
+        raise ValueError("--results_only needs --results JSON ...: records of evaluation.part_segmentation. Name some.")
+
+    def work_out(snapshot: Snapshot) -> Change:
+        model = read_model_in(snapshot)
+        evaluations = _merge(_results_in(snapshot, model), adopt_all(results, model, any_model))
+        wanted: dict[str, bytes | Path] = {**_result_files(evaluations, repo_id, eval_results)}
+        wanted[CARD] = build_card(model, evaluations, snapshot.hashes, repo_id, _card_in(snapshot)).encode()
+        return _change(snapshot, wanted, set())
+
+    return work_out
+
+
+def read_model_in(snapshot: Snapshot) -> ModelRecord:
+    """What a model on the Hub says of itself; its weights are not fetched, their header is.
+
+    Raises:
+        FileNotFoundError: If something of a model is missing.
+        ValueError: If it is no RATS model.
+    """
+    with TemporaryDirectory() as folder:
+        for name in MODEL_FILES:
+            if name in snapshot.hashes:
+                (Path(folder) / name).write_bytes(snapshot.read(name))
+        model = read_model_without_weights(Path(folder))
+    metadata = HfApi().get_safetensors_metadata(snapshot.repo_id, revision=snapshot.commit)
+    return replace(
+        model,
+        folder=Path(snapshot.repo_id),
+        num_parameters=sum(metadata.parameter_count.values()),
+        weight_files=_weights_in(snapshot),
+    )
+
+
+def _results_in(snapshot: Snapshot, model: ModelRecord) -> list[Evaluation]:
+    """The results of these weights; those of earlier ones stay in the repository's history."""
+    paths = [path for path in sorted(snapshot.hashes) if path.startswith(f"{RESULTS}/") and path.endswith(".json")]
+    evaluations = [parse(snapshot.read(path), f"{snapshot.repo_id}/{path}") for path in paths]
+    return [evaluation for evaluation in evaluations if is_of(evaluation, model.weight_files)]
+
+
+def _weights_in(snapshot: Snapshot) -> dict[str, str]:
+    return {path: known for path, known in sorted(snapshot.hashes.items()) if path.endswith(".safetensors")}
+
+
+def _outdated(snapshot: Snapshot, wanted: Collection[str], model: ModelRecord) -> set[str]:
+    """What is of weights that are replaced: their files, results and pictures; else pictures of which there are newer ones."""
+    if _weights_in(snapshot) == model.weight_files:
+        return outdated_pictures(snapshot.hashes, wanted)
+    of_weights = {path for path in snapshot.hashes if path.endswith(WEIGHTS) or path.startswith((f"{RESULTS}/", *KINDS))}
+    return of_weights - set(wanted)
+
+
+def _result_files(evaluations: Sequence[Evaluation], repo_id: str, eval_results: Mapping[str, str] | None) -> dict[str, bytes]:
+    return as_files(evaluations) | (as_eval_results(evaluations, repo_id, eval_results) if eval_results else {})
+
+
+def _merge(*sources: Iterable[Evaluation]) -> list[Evaluation]:
+    """Each measurement once, in the order of their names: a later source replaces an earlier one's."""
+    merged = {evaluation.name: evaluation for source in sources for evaluation in source}
+    return [merged[name] for name in sorted(merged)]
+
+
+def _card_in(snapshot: Snapshot) -> str | None:
+    return snapshot.read(CARD).decode("utf-8-sig") if CARD in snapshot.hashes else None
+
+
+def _choose(folder_card: str | None, hub_card: str | None, prose: Prose | None) -> str | None:
+    """The card whose own prose and metadata are kept."""
+    if folder_card is None or hub_card is None:
+        return hub_card or folder_card
+    in_folder, on_hub = personal_parts(folder_card), personal_parts(hub_card)
+    if prose is None and in_folder and on_hub and in_folder != on_hub:
+        differing = [name for name in {**in_folder, **on_hub} if in_folder.get(name) != on_hub.get(name)]
+        raise ValueError(
+            f"The cards in the folder and on the Hub both hold what a person wrote, and differ in {', '.join(differing)}; "
+            "one has to be kept. Add --prose hub or --prose folder, or copy into the folder's card what is to stay."
+        )
+    return folder_card if prose == "folder" or not on_hub else hub_card
+
+
+def _change(snapshot: Snapshot, wanted: dict[str, bytes | Path], deletions: set[str]) -> Change:
+    return Change(
+        {path: content for path, content in wanted.items() if not snapshot.holds(path, content)}, frozenset(deletions)
+    )
+
+
+def describe_change(snapshot: Snapshot, change: Change) -> str:
+    """What a push would do, with the difference of the card, as text."""
+    if not change:
+        return f"{snapshot.repo_id} holds all of it already; there is nothing to push."
+    where = f"on top of {snapshot.commit[:7]}" if snapshot.commit else "which would be made"
+    lines = [f"One commit to {snapshot.repo_id}, {where}:"]
+    for path, content in sorted(change.additions.items()):
+        size = content.stat().st_size if isinstance(content, Path) else len(content)
+        lines.append(f"  {'change' if path in snapshot.hashes else 'add'} {path} ({size:,} bytes)")
+    lines += [f"  delete {path}" for path in sorted(change.deletions)]
+    card = change.additions.get(CARD)
+    if isinstance(card, bytes):
+        before = (_card_in(snapshot) or "").splitlines()
+        lines += difflib.unified_diff(before, card.decode().splitlines(), f"{CARD} on the Hub", f"{CARD} pushed", lineterm="")
+    return "\n".join(lines)
