@@ -213,7 +213,7 @@ def describe_limitations(model: ModelRecord, evaluations: Sequence[Evaluation]) 
         limitations.append("Measured on synthetic rendered objects only: the scores say nothing about photographs.")
     limitations += [sentence for evaluation in evaluations for sentence in evaluation.rivals()]
     if evaluations:
-        limitations.append("The scores are of one training run; how far another seed would be from it was not measured here.")
+        limitations.append("The scores are of one training run; another seed gives others.")
     if rows and (trained_size := pixels(model.config["image_size"])) != pixels(model.processor["size"]):
         limitations.append(
             f"Trained on views of {trained_size} and less, it is used at {pixels(model.processor['size'])} by default: parts "
