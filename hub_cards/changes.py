@@ -52,7 +52,7 @@ def changes_of_model(
     card = (folder / CARD).read_text(encoding="utf-8-sig") if (folder / CARD).is_file() else None
 
     def work_out(snapshot: Snapshot) -> Change:
-        evaluations = _merge(_results_in(snapshot, model), known, added)
+        evaluations = _merge([*_results_in(snapshot, model), *known], added)
         wanted = {**files, **_result_files(evaluations, repo_id, eval_results)}
         outdated = _outdated(snapshot, wanted, model)
         pictures = (snapshot.hashes.keys() | files.keys()) - outdated
@@ -124,9 +124,10 @@ def _result_files(evaluations: Sequence[Evaluation], repo_id: str, eval_results:
     return as_files(evaluations) | (as_eval_results(evaluations, repo_id, eval_results) if eval_results else {})
 
 
-def _merge(*sources: Iterable[Evaluation]) -> list[Evaluation]:
-    """Each measurement once, in the order of their names: a later source replaces an earlier one's."""
-    merged = {evaluation.name: evaluation for source in sources for evaluation in source}
+def _merge(known: Iterable[Evaluation], added: Iterable[Evaluation]) -> list[Evaluation]:
+    """Each measurement once, in the order of their names: the latest that is known, or the one that is added."""
+    by_date = sorted(known, key=lambda evaluation: evaluation.record["date"])
+    merged = {evaluation.name: evaluation for evaluation in [*by_date, *added]}
     return [merged[name] for name in sorted(merged)]
 
 

@@ -4,6 +4,7 @@ A change is worked out on a commit and made on top of that very commit. If anoth
 the way, all is worked out anew on what is there then; so a change that had arrived unheard is found there and not repeated.
 """
 
+import io
 import random
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -62,7 +63,7 @@ class Snapshot:
             return False
         if len(known) == 40:
             return known == git_hash(content if isinstance(content, bytes) else content.read_bytes())
-        with CommitOperationAdd(path, content).as_file() as opened:
+        with io.BytesIO(content) if isinstance(content, bytes) else content.open("rb") as opened:
             return known == sha_fileobj(opened).hex()
 
 

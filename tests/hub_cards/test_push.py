@@ -201,6 +201,18 @@ def test_leaderboards_are_written_for_data_sets_of_the_hub_on_request(model_fold
         push_model(model_folder, "owner/other", [write_scores()], eval_results={"parts": "ari"})
 
 
+def test_an_older_copy_of_a_folder_takes_no_newer_result_back(model_folder, write_scores, edit_json, hub):
+    path = write_scores()
+    write_card(model_folder, [path])
+    push_model(model_folder, NAME)
+    record = json.loads(path.read_text())
+    record["scores"]["model"]["ari"] = 66.25
+    edit_json(path, date="2026-11-24T00:00:00+00:00", scores=record["scores"])
+    push_results(NAME, [path])
+    assert not push_model(model_folder, NAME).change
+    assert b"value: 66.25" in hub.repositories[NAME].head.files["README.md"]
+
+
 def test_results_of_another_revision_of_the_weights_are_refused_unless_told_so(model_folder, write_scores, hub):
     push_model(model_folder, NAME)
     path = _moved(write_scores(), "0" * 64)
