@@ -27,7 +27,8 @@ from evaluation.frozen_features import KINDS, FrozenFeatures, SplitFeatures, che
 from evaluation.labelled_images import Label, number_labels, open_labelled_images, read_labelled_images
 from evaluation.linear_probe import LEARNING_RATES, linear_probe
 from evaluation.mask_samples import number_of_rows
-from evaluation.records import describe_run, fingerprint_of_weights, refuse_folder, write_json
+from evaluation.records import describe_run, fingerprint_of_weights, hashes_of_weight_files, refuse_folder, write_json
+from evaluation.synthetic_parts import rendering_of
 from evaluation.top_accuracies import places_of_true_class, positions_among, top_accuracies
 
 PROTOCOL = (
@@ -179,12 +180,14 @@ def run(arguments: Sequence[str] | None = None) -> dict[str, Any] | None:
             **vars(options),
             "features": frozen.kind,
             "image_size": frozen.image_size_px,
+            "rendered": rendering_of(options.dataset, options.test_split),
             "revision": backbone.revision,  # null for a local folder
         },
         "model_config": {name: getattr(config, name) for name in SUMMARY_OF_CONFIG if hasattr(config, name)},
         "data": {"train": _count(train), "test": {**_count(test), "images_of_unknown_classes": strangers}},
         "fingerprints": {
             "weights": fingerprint_of_weights(backbone.model),
+            "weight_files": hashes_of_weight_files(options.model, options.revision),
             "train": train.fingerprint,
             "test": test.fingerprint,
         },

@@ -22,7 +22,8 @@ from huggingface_hub.utils import validate_repo_id, yaml_dump
 from jinja2 import Environment, StrictUndefined
 
 from hub_cards.assets import CURVES, EFFICIENCY, FAILURE, MAX_PICTURES, PICTURE, Assets, find_assets, outdated_pictures
-from hub_cards.card_text import Evaluation, describe_limitations, describe_model, describe_training
+from hub_cards.card_text import describe_limitations, describe_model, describe_training
+from hub_cards.measurements import Evaluation
 from hub_cards.metadata import build_metadata, personal_metadata, widget
 from hub_cards.records import ModelRecord, read_model, training_data
 from hub_cards.regeneration import END, START, merge_body, prose_of

@@ -11,8 +11,8 @@ from huggingface_hub import HfApi
 
 from hub_cards.assets import KINDS, outdated_pictures
 from hub_cards.card import build_card, personal_parts
-from hub_cards.card_text import Evaluation
 from hub_cards.contents import CARD, gather
+from hub_cards.measurements import Evaluation
 from hub_cards.records import ModelRecord, read_model, read_model_without_weights
 from hub_cards.repository import Change, Snapshot
 from hub_cards.results import FOLDER as RESULTS

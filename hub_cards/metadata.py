@@ -4,10 +4,10 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import EvalResult, ModelCardData
+from huggingface_hub import ModelCardData
 
 from hub_cards.assets import INPUT, PICTURE
-from hub_cards.card_text import Evaluation
+from hub_cards.measurements import Evaluation
 from hub_cards.records import HUB_NAME, ModelRecord, training_data
 
 TAGS = ("rats", "vision", "register-attention", "part-segmentation")
@@ -34,7 +34,7 @@ def build_metadata(
             replaced; keys that are not ours are kept.
         examples: For the widget of the model's page; without any an earlier card's stay.
     """
-    results = [result for evaluation in evaluations for result in evaluation_results(evaluation)]
+    results = [result for evaluation in evaluations for result in evaluation.model_index()]
     tags = (*TAGS, *(TAGS_WHEN_PRETRAINED if model.training else ()), *previous.get("tags", ()))
     generated: dict[str, Any] = {
         "library_name": "transformers",
@@ -54,37 +54,6 @@ def build_metadata(
         generated |= {"metrics": metrics, "model_name": name, "eval_results": results}
     kept = {key: value for key, value in previous.items() if key not in generated and key not in MEASURED_KEYS}
     return ModelCardData(**generated, **kept)
-
-
-def evaluation_results(evaluation: Evaluation) -> list[EvalResult]:
-    """The `model` row as entries of model-index, one a score.
-
-    The settings that tell two measurements on the same split apart stand with the metric: model-index groups results by
-    data set, configuration and split, and would lose them elsewhere.
-    """
-    settings = evaluation.record["settings"]
-    model_scores = evaluation.record["scores"]["model"]
-    return [
-        EvalResult(
-            task_type="image-segmentation",
-            task_name="Unsupervised part segmentation",
-            dataset_type=evaluation.data.identifier,
-            dataset_name=evaluation.data.identifier,
-            dataset_config=settings.get("config"),
-            dataset_split=settings.get("split"),
-            metric_type=metric.type,
-            metric_name=metric.title,
-            metric_config="foreground" if metric.foreground else None,
-            metric_args={
-                "image_size": evaluation.input,
-                "images": model_scores.get("images"),
-                **({"reading": evaluation.reading} if evaluation.reading else {}),
-            },
-            metric_value=float(model_scores[metric.score]),
-        )
-        for metric in evaluation.metrics
-        if metric.score in model_scores
-    ]
 
 
 def base_model(model: ModelRecord) -> str | None:

@@ -184,6 +184,24 @@ def read_json(path: Path, keys: tuple[str, ...], what: str, content: str | bytes
     return record
 
 
+def input_size(size: Any, processor: Mapping[str, Any]) -> str:
+    """Size of what the model is given."""
+    if processor.get("ensure_multiple_of") is None:
+        return pixels(size)
+    return f"about the area of {pixels(size)} in the image's own aspect ratio"
+
+
+def pixels(size: Any) -> str:
+    """A size in words: a side, height and width, or a dict of an image processor."""
+    if isinstance(size, Mapping):
+        sides = {name: side for name, side in size.items() if side is not None}
+        if set(sides) != {"height", "width"}:
+            return ", ".join(f"{name.replace('_', ' ')} {side} px" for name, side in sides.items())
+        size = (sides["height"], sides["width"])
+    height, width = (size, size) if isinstance(size, int) else size
+    return f"{height} x {width} px"
+
+
 def without_places(value: Any) -> Any:
     """A record's absolute paths, of which the last part stays: the rest is the measuring machine's own business."""
     if isinstance(value, Mapping):

@@ -1,7 +1,8 @@
 """The results of a model: JSON files in its folder's `results/`, from which its card is made wherever the folder goes.
 
-A record of evaluation.part_segmentation is adopted: it must score these very weights, it is named by what was measured, and
-it leaves the places of the measuring machine behind. The same measurement made again replaces the one before it.
+A record of evaluation.part_segmentation or evaluation.representation is adopted: it must score these very weights, it is named
+by what was measured, and it leaves the places of the measuring machine behind. The same measurement made again replaces the
+one before it.
 """
 
 import json
@@ -13,19 +14,20 @@ from typing import Any
 from huggingface_hub import EvalResultEntry, eval_result_entries_to_yaml
 from huggingface_hub.utils import yaml_dump
 
-from hub_cards.card_text import Evaluation, input_size
-from hub_cards.records import ModelRecord, read_json, scored_data, without_places
+from hub_cards.measurements import Evaluation, evaluation_of
+from hub_cards.records import ModelRecord, input_size, read_json, scored_data, without_places
 
 FOLDER = "results"
 LEADERBOARD_FOLDER = ".eval_results"  # as the Hub has it
 # Of a record that evaluation/part_segmentation.py writes, and what adoption adds: names of the data set, the input in
 # words, the weights that it was adopted for.
 KEYS = ("scores", "protocol", "settings", "model_config", "fingerprints", "versions", "date")
-ADDED_KEYS = ("data", "input", "weight_files")
+WHAT = "a record that evaluation.part_segmentation or evaluation.representation writes"
+ADDED_KEYS = ("data_set", "input", "weight_files")
 
 
 def adopt(path: str | Path, model: ModelRecord, any_model: bool = False) -> Evaluation:
-    """Read a record of evaluation.part_segmentation as a result of this model.
+    """Read a record of evaluation.part_segmentation or evaluation.representation as a result of this model.
 
     Args:
         path: The JSON file.
@@ -38,21 +40,30 @@ def adopt(path: str | Path, model: ModelRecord, any_model: bool = False) -> Eval
         ValueError: If it is not such a record, a score is no finite number, or it scores another model.
     """
     path = Path(path)
-    record = read_json(path, KEYS, "a record that evaluation.part_segmentation --output writes")
-    if not isinstance(record["scores"], dict) or not {"model", "dataset", "image_size"} <= set(record["settings"]):
-        raise ValueError(f"{path} is no record that evaluation.part_segmentation --output writes; name one that is.")
-    if "model" not in record["scores"]:
+    record = read_json(path, KEYS, WHAT)
+    settings, scores = record["settings"], record["scores"]
+    if (
+        not isinstance(scores, dict)
+        or not isinstance(settings, dict)
+        or not {"model", "dataset", "image_size"} <= set(settings)
+    ):
+        raise ValueError(f"{path} is not {WHAT}; name one that is.")
+    if "model" not in scores and "probe" not in settings:
         raise ValueError(
-            f"{path} scores {', '.join(record['scores']) or 'nothing'}; the row 'model' must be among them, for it is this "
+            f"{path} scores {', '.join(scores) or 'nothing'}; the row 'model' must be among them, for it is this "
             "card's. Run evaluation.part_segmentation again."
         )
+    if "probe" in settings:  # beside accuracies there is how they were chosen
+        scores = {
+            probe: {name: value for name, value in row.items() if name.startswith("top")} for probe, row in scores.items()
+        }
     _check_model(path, record, model, any_model)
     added = {
-        "data": asdict(scored_data(record["settings"])),
-        "input": input_size(record["settings"]["image_size"], model.processor),
+        "data_set": asdict(scored_data(settings)),
+        "input": input_size(settings["image_size"], {} if "probe" in settings else model.processor),
         "weight_files": model.weight_files,
     }
-    return Evaluation({**without_places(record), "scores": _defined(path, record["scores"]), **added})
+    return evaluation_of({**without_places(record), "scores": _defined(path, scores), **added})
 
 
 def adopt_all(paths: Sequence[str | Path], model: ModelRecord, any_model: bool = False) -> list[Evaluation]:
@@ -77,7 +88,7 @@ def parse(content: str | bytes, name: str) -> Evaluation:
     """
     what = "a result that hub_cards has adopted"
     record = read_json(Path(name), (*KEYS, *ADDED_KEYS), what, content)
-    return Evaluation({**record, "scores": _defined(Path(name), record["scores"])})
+    return evaluation_of({**record, "scores": _defined(Path(name), record["scores"])})
 
 
 def read_results(folder: Path) -> list[Evaluation]:
@@ -127,7 +138,7 @@ def as_eval_results(evaluations: Iterable[Evaluation], repo_id: str, tasks: Mapp
     for evaluation in evaluations:
         if not evaluation.data.on_hub:
             continue
-        scores, settings = evaluation.record["scores"]["model"], evaluation.record["settings"]
+        scores, settings = evaluation.model_scores, evaluation.setting
         missing = sorted(set(tasks.values()) - scores.keys())
         if missing:
             raise ValueError(

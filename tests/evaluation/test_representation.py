@@ -208,7 +208,9 @@ def test_the_command_scores_both_probes_and_records_how(models, data, tmp_path, 
     assert written["model_config"]["model_type"] == "rats" and written["model_config"]["num_registers"] == 8
     assert written["data"]["train"] == {"images": 40, "classes": 7}
     assert written["data"]["test"]["images"] == 21 and written["data"]["test"]["images_of_unknown_classes"] == 0
-    assert len(set(written["fingerprints"].values())) == 3 and set(written["fingerprints"]) == {"weights", "train", "test"}
+    fingerprints = written["fingerprints"]
+    assert set(fingerprints.pop("weight_files")) == {"model.safetensors"}
+    assert len(set(fingerprints.values())) == 3 and set(fingerprints) == {"weights", "train", "test"}
     assert written["command"].startswith("python -m evaluation.representation --model") and written["time"]["processes"] == 1
     assert {"torch", "transformers", "python"} <= set(written["versions"]) and "eval_knn.py" in written["protocol"]
     captured = capsys.readouterr()

@@ -21,15 +21,6 @@ def test_synthetic_training_is_no_evidence_for_photographs(model_folder, write_s
     assert "photographs" not in " ".join(describe_limitations(model, evaluations))
 
 
-def test_a_row_that_beats_the_model_is_told(model_folder, write_scores):
-    model = read_model(model_folder)
-    (sentence,) = adopt(write_scores(), model).rivals()
-    assert sentence == (
-        'On synthetic_parts (64 x 64 px), "color k-means, same number of segments" scores at least as high as this model in '
-        "ARI, with 6.5 segments to the model's 6.5."
-    )
-
-
 def test_the_grid_is_told_at_the_processors_size(model_folder, edit_json):
     assert "8 x 8 patches at the default size" in " ".join(describe_limitations(read_model(model_folder), []))
     assert "used at 64 x 64 px by default" in " ".join(describe_limitations(read_model(model_folder), []))

@@ -17,7 +17,7 @@ from hub_cards.results import adopt, adopt_all, as_files, check_weights, is_of, 
         ('{"loss": 3}', "has no scores, protocol"),
         (
             '{"scores": [], "protocol": "", "settings": {}, "model_config": {}, "fingerprints": 0, "versions": 0, "date": 0}',
-            "is no record that evaluation",
+            "is not a record that evaluation",
         ),
     ],
 )

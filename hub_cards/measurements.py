@@ -1,0 +1,276 @@
+"""What was measured of a model: a record of an evaluation as a table of the card and as entries of its metadata."""
+
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from huggingface_hub import EvalResult
+
+from hub_cards.records import DataSetName
+
+# Score of the JSON -> its name in full and in a table's head. One that is not listed goes by its own name.
+SCORE_TITLES = {
+    "m2o_miou": ("Many-to-one mIoU", "M2O"),
+    "o2o_miou": ("One-to-one mIoU", "O2O"),
+    "ari": ("Adjusted Rand index", "ARI"),
+    "boundary_f": ("Boundary F-score", "BF"),
+}
+ROW_TITLES = {"model": "this model", "untrained": "untrained (this architecture, fresh weights)"}
+COUNTS = ("images", "images_with_foreground", "segments_used")
+FOREGROUND = "_foreground"
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A score of the JSON.
+
+    Attributes:
+        score: Its name there.
+    """
+
+    score: str
+
+    @property
+    def type(self) -> str:
+        """The metric itself, without the pixels it is taken over."""
+        return self.score.removesuffix(FOREGROUND)
+
+    @property
+    def foreground(self) -> bool:
+        """Whether the background is left out."""
+        return self.score.endswith(FOREGROUND)
+
+    @property
+    def title(self) -> str:
+        """Its name in full."""
+        return SCORE_TITLES.get(self.type, (self.type,))[0] + (", foreground" if self.foreground else "")
+
+    @property
+    def column(self) -> str:
+        """Its name in a table's head."""
+        return SCORE_TITLES.get(self.type, (self.type,))[-1] + (" foreground" if self.foreground else "")
+
+
+@dataclass(frozen=True)
+class Evaluation(ABC):
+    """One measurement of the model.
+
+    Attributes:
+        record: The JSON, as `hub_cards.results` adopts it.
+    """
+
+    record: dict[str, Any]
+
+    @property
+    def data(self) -> DataSetName:
+        """The data set."""
+        return DataSetName(**self.record["data_set"])
+
+    @property
+    def input(self) -> str:
+        """Size of the images that the model was given."""
+        return self.record["input"]
+
+    @property
+    def setting(self) -> dict[str, Any]:
+        """The options of the evaluation."""
+        return self.record["settings"]
+
+    @cached_property
+    def name(self) -> str:
+        """Tells measurements apart, and is the same for one that is made again; a file's name without its ending."""
+        told = (self.data.identifier, self.setting.get("config"), *self._told_apart_by())
+        return re.sub(r"[^\w.=-]+", "-", " ".join(filter(None, told)).replace(" x ", "x"))
+
+    @property
+    @abstractmethod
+    def model_scores(self) -> dict[str, float | int]:
+        """The scores of the model itself, by one name each."""
+
+    @abstractmethod
+    def as_table(self) -> dict[str, Any]:
+        """What the template shows of it."""
+
+    @abstractmethod
+    def model_index(self) -> list[EvalResult]:
+        """The model's own scores as entries of model-index.
+
+        The settings that tell two measurements on the same split apart stand with the metric: model-index groups results by
+        data set, configuration and split, and would lose them elsewhere.
+        """
+
+    def rivals(self) -> list[str]:
+        """A sentence for each row that is as good as the model in any score."""
+        return []
+
+    @abstractmethod
+    def _told_apart_by(self) -> tuple[str | None, ...]: ...
+
+    def _table(self, split: str, columns: list[str], rows: list[list[str]], heading: str, data: str) -> dict[str, Any]:
+        places = [f"configuration `{self.setting['config']}`"] if self.setting.get("config") else []
+        places += [f"split `{split}`"] if split else []
+        return {
+            "heading": ", ".join(filter(None, [self.data.identifier, *places, self.input, heading])),
+            "data": ", ".join([self.data.title, *places, data]),
+            "input": self.input,
+            "columns": [column or " " for column in columns],
+            "rows": [[row[0].replace("|", "\\|"), *row[1:]] for row in rows],
+            "date": self.record["date"].split("T")[0],
+            "seed": self.setting.get("seed", "-"),
+            "commit": self.record.get("commit") or "-",
+            "versions": told_versions(self.record["versions"]),
+            "protocol": self.record["protocol"],
+        }
+
+
+@dataclass(frozen=True)
+class PartScores(Evaluation):
+    """A record of evaluation.part_segmentation: the rows of the model and of its competitors."""
+
+    @property
+    def model_scores(self) -> dict[str, float | int]:
+        """The row of the model."""
+        return self.record["scores"]["model"]
+
+    @property
+    def reading(self) -> str:
+        """How parts were read where that is not the model's own way; else empty."""
+        told = {name: self.setting.get(name) for name in ("part_similarity", "part_layer")}
+        return ", ".join(f"{name}={value}" for name, value in told.items() if value is not None)
+
+    @cached_property
+    def metrics(self) -> list[Metric]:
+        """The scores that any row has."""
+        rows = self.record["scores"].values()
+        return [Metric(score) for score in dict.fromkeys(name for row in rows for name in row) if score not in COUNTS]
+
+    def as_table(self) -> dict[str, Any]:
+        """All rows, segments as the average of an image."""
+        columns = ["", "Images", "Segments", *(metric.column for metric in self.metrics)]
+        rows = [
+            [
+                ROW_TITLES.get(name, name),
+                told_number(row.get("images")),
+                told_number(row.get("segments_used")),
+                *(told_number(row.get(metric.score)) for metric in self.metrics),
+            ]
+            for name, row in self.record["scores"].items()
+        ]
+        images, with_foreground = self.model_scores.get("images", 0), self.model_scores.get("images_with_foreground")
+        rest = "" if with_foreground in (None, images) else f" ({with_foreground:,} of them with foreground)"
+        return self._table(self.setting.get("split") or "", columns, rows, self.reading, f"{images:,} images{rest}")
+
+    def model_index(self) -> list[EvalResult]:
+        """An entry a score."""
+        return [
+            EvalResult(
+                task_type="image-segmentation",
+                task_name="Unsupervised part segmentation",
+                dataset_type=self.data.identifier,
+                dataset_name=self.data.identifier,
+                dataset_config=self.setting.get("config"),
+                dataset_split=self.setting.get("split"),
+                metric_type=metric.type,
+                metric_name=metric.title,
+                metric_config="foreground" if metric.foreground else None,
+                metric_args={
+                    "image_size": self.input,
+                    "images": self.model_scores.get("images"),
+                    **({"reading": self.reading} if self.reading else {}),
+                },
+                metric_value=float(self.model_scores[metric.score]),
+            )
+            for metric in self.metrics
+            if metric.score in self.model_scores
+        ]
+
+    def rivals(self) -> list[str]:
+        """A sentence for each row that is as good as the model in any score."""
+        model = self.model_scores
+        sentences = []
+        for name, row in self.record["scores"].items():
+            better = [
+                metric.column
+                for metric in self.metrics
+                if name != "model" and row.get(metric.score, float("-inf")) >= model.get(metric.score, float("inf"))
+            ]
+            if better:
+                sentences.append(
+                    f'On {self.data.identifier} ({self.input}), "{ROW_TITLES.get(name, name)}" scores at least as high as this '
+                    f"model in {', '.join(better)}, with {told_number(row.get('segments_used'))} segments to the model's "
+                    f"{told_number(model.get('segments_used'))}."
+                )
+        return sentences
+
+    def _told_apart_by(self) -> tuple[str | None, ...]:
+        return self.setting.get("split"), self.input, f"{self.model_scores.get('images')} images", self.reading
+
+
+@dataclass(frozen=True)
+class ProbeScores(Evaluation):
+    """A record of evaluation.representation: how well classifiers on the frozen model do."""
+
+    @property
+    def model_scores(self) -> dict[str, float | int]:
+        """Each classifier's accuracies, such as `20-NN top1`."""
+        return {f"{probe} {name}": value for probe, row in self.record["scores"].items() for name, value in row.items()}
+
+    def as_table(self) -> dict[str, Any]:
+        """A row a classifier."""
+        scores, train, test = self.record["scores"], self.record["data"]["train"], self.record["data"]["test"]
+        measured = list(dict.fromkeys(name for row in scores.values() for name in row))
+        rows = [[probe, *(told_number(row.get(name)) for name in measured)] for probe, row in scores.items()]
+        columns = ["", *(name.replace("top", "Top-") for name in measured)]
+        trained = f"{train['images']:,} images of split `{self.setting['train_split']}` to learn from"
+        data = f"{test['images']:,} images, {trained}, {test['classes']} classes"
+        return self._table(self.setting["test_split"], columns, rows, f"frozen {self.setting['features']}", data)
+
+    def model_index(self) -> list[EvalResult]:
+        """An entry a classifier and accuracy."""
+        settings, data = self.setting, self.record["data"]
+        return [
+            EvalResult(
+                task_type="image-classification",
+                task_name="Image classification by a frozen model",
+                dataset_type=self.data.identifier,
+                dataset_name=self.data.identifier,
+                dataset_config=settings.get("config"),
+                dataset_split=settings["test_split"],
+                metric_type="accuracy",
+                metric_name=name.replace("top", "top-"),
+                metric_config=name,
+                metric_args={
+                    "image_size": self.input,
+                    "images": data["test"]["images"],
+                    "images_to_learn_from": data["train"]["images"],
+                    "features": settings["features"],
+                },
+                metric_value=float(value),
+            )
+            for name, value in self.model_scores.items()
+        ]
+
+    def _told_apart_by(self) -> tuple[str | None, ...]:
+        data = self.record["data"]
+        images = f"{data['test']['images']} images", f"{data['train']['images']} to learn from"
+        return self.setting["test_split"], self.input, *images, f"frozen {self.setting['features']}", *self.record["scores"]
+
+
+def evaluation_of(record: dict[str, Any]) -> Evaluation:
+    """The measurement that an adopted record tells of."""
+    return (PartScores if "model" in record["scores"] else ProbeScores)(record)
+
+
+def told_versions(versions: Mapping[str, str]) -> str:
+    """In one line."""
+    return ", ".join(f"{name} {number}" for name, number in versions.items())
+
+
+def told_number(value: float | int | None) -> str:
+    """With one digit after the point, or none for a count."""
+    if value is None:
+        return "-"
+    return f"{value:,}" if isinstance(value, int) else f"{value:.1f}"
