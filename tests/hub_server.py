@@ -78,7 +78,7 @@ class Fault:
         pattern: Regular expression of "METHOD path"; it need not match from the start.
         status: Of the answer, in place of what was asked for.
         retry_after_s: That the answer asks for.
-        drop: Close the connection without an answer: "before" doing what was asked, or "after".
+        drop: Close the connection without an answer: "during" the upload, "before" doing what was asked, or "after".
         seconds: To wait before all else.
         action: Called before all else.
         times: How often it happens.
@@ -364,12 +364,16 @@ class _Handler(BaseHTTPRequestHandler):
     hub: HubServer
 
     def answer(self):
-        content = self._content()
         path, _, query = self.path.partition("?")
         asked = f"{self.command} {path}"
         token = self.headers.get("Authorization", "").removeprefix("Bearer ")
         self.hub.requests.append(asked)
         fault = self._next_fault(asked)
+        if fault and fault.drop == "during":
+            self.rfile.read1(16)  # of what is on its way
+            self.close_connection = True
+            return
+        content = self._content()
         if fault:
             time.sleep(fault.seconds)
             if fault.action:

@@ -1,15 +1,17 @@
 """The checkpoints that come with the project: small, loadable as their cards say, and as good as their records say."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
 from huggingface_hub import ModelCard
+from PIL import Image
 from safetensors import safe_open
 from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation
 
 from evaluation import part_segmentation
-from evaluation.synthetic_parts import write_dataset
+from evaluation.synthetic_parts import render, write_dataset
 from modeling_rats import RatsForPartSegmentation, RatsImageProcessor
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -50,3 +52,14 @@ def test_a_checkpoint_scores_what_its_record_says(folder, tmp_path):
         assert measured["scores"]["model"][name] == pytest.approx(recorded[name], abs=0.5), name
     rival = measured["scores"]["color k-means, same number of segments"]
     assert measured["scores"]["model"]["m2o_miou_foreground"] > rival["m2o_miou_foreground"] + 5
+
+
+@pytest.mark.parametrize("folder", CHECKPOINTS, ids=lambda folder: folder.name)
+def test_the_code_in_a_checkpoints_card_runs(folder, tmp_path, monkeypatch, capsys):
+    (tmp_path / "checkpoints").symlink_to(ROOT / "checkpoints")
+    Image.fromarray(render(TEST_SEED, 0, 128, "colours").image).save(tmp_path / "image.jpg")
+    monkeypatch.chdir(tmp_path)
+    codes = re.findall(r"```python\n(.*?)```", (folder / "README.md").read_text(), flags=re.DOTALL)
+    for code in codes:
+        exec(compile(code, str(folder), "exec"), {})
+    assert len(codes) == 3 and capsys.readouterr().out.count("register ") > 3

@@ -15,6 +15,7 @@ FAULTS = {
     "429, wait": {"status": 429, "retry_after_s": 3},
     "500": {"status": 500},
     "412": {"status": 412},
+    "dropped during": {"drop": "during"},
     "dropped before": {"drop": "before"},
     "dropped after": {"drop": "after"},
     "slow": {"seconds": 0.05},
@@ -23,7 +24,7 @@ SAMPLE = {
     ("503, wait", "commit"),
     ("412", "commit"),
     ("dropped after", "commit"),
-    ("dropped before", "PUT"),
+    ("dropped during", "PUT"),
     ("500", "resolve"),
 }
 
