@@ -1,5 +1,6 @@
 """The pictures of a model folder: which there are, where they go, and which are outdated."""
 
+import re
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,7 +9,7 @@ MAX_PICTURES, MAX_INPUTS, MAX_FAILURES = 4, 2, 2
 # How their names in a model folder begin.
 CURVES, EFFICIENCY = "assets/curves", "assets/efficiency"
 PICTURE, INPUT, FAILURE = "assets/parts_", "assets/input_", "assets/failure_"
-KINDS = (CURVES, EFFICIENCY, PICTURE, INPUT, FAILURE)
+GENERATED = re.compile(rf"({CURVES}|{EFFICIENCY})\.\w+|({PICTURE}|{INPUT}|{FAILURE})\d+\.\w+")
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,13 @@ def find_assets(
     )
 
 
+def kind_of(place: str) -> str | None:
+    """How the name of a generated picture begins; None for what others have put into a model folder."""
+    match = GENERATED.fullmatch(place)
+    return match and (match[1] or match[2])
+
+
 def outdated_pictures(there: Collection[str], new: Collection[str]) -> set[str]:
     """Of the pictures that are there those of a kind of which there are new ones; by their places."""
-    kinds = [kind for kind in KINDS if any(place.startswith(kind) for place in new)]
-    return {place for place in there if place.startswith(tuple(kinds)) and place not in new}
+    kinds = {kind_of(place) for place in new} - {None}
+    return {place for place in there if kind_of(place) in kinds and place not in new}

@@ -21,7 +21,7 @@ from huggingface_hub import ModelCard
 from huggingface_hub.utils import validate_repo_id, yaml_dump
 from jinja2 import Environment, StrictUndefined
 
-from hub_cards.assets import CURVES, EFFICIENCY, FAILURE, MAX_PICTURES, PICTURE, Assets, find_assets, outdated_pictures
+from hub_cards.assets import CURVES, EFFICIENCY, FAILURE, MAX_PICTURES, PICTURE, Assets, find_assets, kind_of, outdated_pictures
 from hub_cards.card_text import describe_limitations, describe_model, describe_training
 from hub_cards.measurements import Evaluation
 from hub_cards.metadata import build_metadata, personal_metadata, widget
@@ -65,7 +65,7 @@ def build_card(
         training=describe_training(model.training),
         recipe=_recipe(model.training),
         evaluations=[evaluation.as_table() for evaluation in evaluations],
-        **{name: sorted(place for place in assets if place.startswith(kind)) for name, kind in SHOWN.items()},
+        **{name: sorted(place for place in assets if kind_of(place) == kind) for name, kind in SHOWN.items()},
         limitations=describe_limitations(model, evaluations),
         license=data.get("license_name") or data.license,
         software_version=version("modeling-rats"),

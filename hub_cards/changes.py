@@ -1,6 +1,7 @@
 """What a push changes in a repository, worked out on one of its commits; nothing is written, there or here."""
 
 import difflib
+import hashlib
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -9,25 +10,26 @@ from typing import Literal
 
 from huggingface_hub import HfApi
 
-from hub_cards.assets import KINDS, outdated_pictures
+from hub_cards.assets import kind_of, outdated_pictures
 from hub_cards.card import build_card, personal_parts
-from hub_cards.contents import CARD, gather
+from hub_cards.contents import CARD, gather, refuse_secrets
 from hub_cards.measurements import Evaluation
-from hub_cards.records import ModelRecord, read_model, read_model_without_weights
+from hub_cards.records import WEIGHT_FILE, ModelRecord, read_model, read_model_without_weights
 from hub_cards.repository import Change, Snapshot
 from hub_cards.results import FOLDER as RESULTS
 from hub_cards.results import (
+    LEADERBOARD_FOLDER,
     adopt_all,
     as_eval_results,
     as_files,
     check_weights,
     is_of,
+    is_result,
     parse,
     read_results,
 )
 
 Prose = Literal["hub", "folder"]
-WEIGHTS = (".safetensors", ".safetensors.index.json")
 MODEL_FILES = ("config.json", "preprocessor_config.json", "training.json")
 
 
@@ -103,21 +105,34 @@ def read_model_in(snapshot: Snapshot) -> ModelRecord:
 
 def _results_in(snapshot: Snapshot, model: ModelRecord) -> list[Evaluation]:
     """The results of these weights; those of earlier ones stay in the repository's history."""
+    evaluations = [parse(snapshot.read(path), f"{snapshot.repo_id}/{path}") for path in _result_paths(snapshot)]
+    return [evaluation for evaluation in evaluations if is_of(evaluation, model)]
+
+
+def _result_paths(snapshot: Snapshot) -> list[str]:
+    """The results that hub_cards has written; files of the same folder that others have put there are theirs."""
     paths = [path for path in sorted(snapshot.hashes) if path.startswith(f"{RESULTS}/") and path.endswith(".json")]
-    evaluations = [parse(snapshot.read(path), f"{snapshot.repo_id}/{path}") for path in paths]
-    return [evaluation for evaluation in evaluations if is_of(evaluation, model.weight_files)]
+    return [path for path in paths if is_result(snapshot.read(path))]
 
 
 def _weights_in(snapshot: Snapshot) -> dict[str, str]:
-    return {path: known for path, known in sorted(snapshot.hashes.items()) if path.endswith(".safetensors")}
+    """SHA-256 of the model's own weights by name; of a small file, that the Hub keeps in git, it is computed here."""
+    names = sorted(path for path in snapshot.hashes if WEIGHT_FILE.fullmatch(path))
+    return {
+        name: snapshot.hashes[name] if len(snapshot.hashes[name]) == 64 else hashlib.sha256(snapshot.read(name)).hexdigest()
+        for name in names
+    }
 
 
 def _outdated(snapshot: Snapshot, wanted: Collection[str], model: ModelRecord) -> set[str]:
-    """What is of weights that are replaced: their files, results and pictures; else pictures of which there are newer ones."""
-    if _weights_in(snapshot) == model.weight_files:
-        return outdated_pictures(snapshot.hashes, wanted)
-    of_weights = {path for path in snapshot.hashes if path.endswith(WEIGHTS) or path.startswith((f"{RESULTS}/", *KINDS))}
-    return of_weights - set(wanted)
+    """What is of weights that are replaced: their files, records and pictures; else pictures of which there are newer ones."""
+    outdated = outdated_pictures(snapshot.hashes, wanted)
+    for path in set(_result_paths(snapshot)) - set(wanted):  # of other weights, or another configuration
+        outdated |= {path, f"{LEADERBOARD_FOLDER}/{Path(path).stem}.yaml"}
+    if (weights := _weights_in(snapshot)) != model.weight_files:
+        outdated |= {"training.json", "model.safetensors.index.json", *weights}
+        outdated |= {path for path in snapshot.hashes if kind_of(path)}
+    return (outdated & snapshot.hashes.keys()) - set(wanted)
 
 
 def _result_files(evaluations: Sequence[Evaluation], repo_id: str, eval_results: Mapping[str, str] | None) -> dict[str, bytes]:
@@ -139,6 +154,8 @@ def _choose(folder_card: str | None, hub_card: str | None, prose: Prose | None) 
     """The card whose own prose and metadata are kept."""
     if folder_card is None or hub_card is None:
         return hub_card or folder_card
+    if prose == "hub":
+        return hub_card
     in_folder, on_hub = personal_parts(folder_card), personal_parts(hub_card)
     if prose is None and in_folder and on_hub and in_folder != on_hub:
         differing = [name for name in {**in_folder, **on_hub} if in_folder.get(name) != on_hub.get(name)]
@@ -150,9 +167,9 @@ def _choose(folder_card: str | None, hub_card: str | None, prose: Prose | None) 
 
 
 def _change(snapshot: Snapshot, wanted: dict[str, bytes | Path], deletions: set[str]) -> Change:
-    return Change(
-        {path: content for path, content in wanted.items() if not snapshot.holds(path, content)}, frozenset(deletions)
-    )
+    additions = {path: content for path, content in wanted.items() if not snapshot.holds(path, content)}
+    refuse_secrets(additions)  # card and results, too
+    return Change(additions, frozenset(deletions))
 
 
 def describe_change(snapshot: Snapshot, change: Change) -> str:

@@ -15,7 +15,7 @@ from hub_cards.results import FOLDER as RESULTS
 CARD = "README.md"
 HANDLER = Path(__file__).with_name("handler.py")
 # Optimiser states, checkpoints of training and other pickles, which run code where they are loaded.
-REFUSED_SUFFIXES = {".bin", ".ckpt", ".pickle", ".pkl", ".pt", ".pth"}
+REFUSED_SUFFIXES = {".bin", ".ckpt", ".dill", ".distcp", ".joblib", ".npy", ".npz", ".pickle", ".pkl", ".pt", ".pth"}
 # What a key of somebody's looks like: the Hub, GitHub, AWS, OpenAI, Google, Slack, and the head of a private key.
 SECRET = re.compile(
     rb"\bhf_[A-Za-z0-9]{30,}|\bgh[pousr]_[A-Za-z0-9]{30,}|\bgithub_pat_\w{30,}|\bAKIA[0-9A-Z]{16}\b|\bsk-[\w-]{30,}"
@@ -98,7 +98,7 @@ def refuse_secrets(files: Mapping[str, bytes | Path]) -> None:
 
 
 def _refuse_pickles(folder: Path, files: Iterable[str]) -> None:
-    refused = [path for path in files if Path(path).suffix in REFUSED_SUFFIXES]
+    refused = [path for path in files if REFUSED_SUFFIXES & {suffix.lower() for suffix in Path(path).suffixes}]
     if refused:
         raise ValueError(
             f"Folder {folder} holds {', '.join(refused)}; a model folder on the Hub holds its weights as safetensors, and no "

@@ -21,6 +21,7 @@ from transformers import pipeline
 MAX_IMAGES = 16  # in one request
 MAX_FILE_BYTES = 20_000_000  # of an image file
 MAX_PIXELS = 40_000_000  # of an image
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")  # others, such as EPS, start programs to be read
 MAX_INPUT_PX = 1024  # of a side at which the model sees an image
 PARAMETERS = ("size", "threshold", "mask_threshold", "merge_threshold", "min_area", "upsample_similarities")
 
@@ -53,12 +54,15 @@ class EndpointHandler:
         if len(many) > MAX_IMAGES:
             raise ValueError(f"{len(many)} images were sent; one request takes {MAX_IMAGES}. Send several requests.")
         parameters = _checked(data.get("parameters") or {})
-        images = [_image(one, f"Image {place} of the request") for place, one in enumerate(many)]
+        # One after the other: all images and masks of a request at once may not fit into memory.
+        answers = [self._parts(_image(one, f"Image {place} of the request"), parameters) for place, one in enumerate(many)]
+        return answers if isinstance(inputs, list) else answers[0]
+
+    def _parts(self, image: Image.Image, parameters: dict[str, Any]) -> list[dict[str, Any]]:
         try:
-            answers = [[_answer(part) for part in parts] for parts in self.segmenter(images, **parameters)]
+            return [_answer(part) for part in self.segmenter(image, **parameters)]
         except (TypeError, ValueError) as error:
             raise ValueError(f"The parameters {parameters} do not fit: {error}") from error
-        return answers if isinstance(inputs, list) else answers[0]
 
 
 def _checked(parameters: Any) -> dict[str, Any]:
@@ -68,8 +72,8 @@ def _checked(parameters: Any) -> dict[str, Any]:
     if unknown:
         raise ValueError(f"Parameters {', '.join(unknown)} are not known; there are {', '.join(PARAMETERS)}.")
     size = parameters.get("size")
-    sides = size.values() if isinstance(size, dict) else [size]
-    if size is not None and not all(isinstance(side, int) and 0 < side <= MAX_INPUT_PX for side in sides):
+    is_size = isinstance(size, dict) and size.keys() == {"height", "width"}
+    if size is not None and not (is_size and all(type(side) is int and 0 < side <= MAX_INPUT_PX for side in size.values())):
         raise ValueError(
             f"size={size} must be {{'height': pixels, 'width': pixels}}, each at most {MAX_INPUT_PX}; the masks have the "
             "image's own size whatever it is."
@@ -81,6 +85,8 @@ def _image(given: Any, name: str) -> Image.Image:
     """An image as it is displayed. Paths and addresses are not followed: they would be this machine's and its network's."""
     if not isinstance(given, Image.Image):
         given = _open(given, name)
+    if given.format is not None and given.format not in FORMATS:
+        raise ValueError(f"{name} is of the format {given.format}; send one of {', '.join(FORMATS)}.")
     if given.width * given.height > MAX_PIXELS:  # known from the file's head, before anything is decoded
         raise ValueError(f"{name} has {given.width} x {given.height} pixels; at most {MAX_PIXELS:,} are taken. Shrink it.")
     try:
@@ -101,7 +107,7 @@ def _open(given: Any, name: str) -> Image.Image:
     except (binascii.Error, ValueError) as error:
         raise ValueError(f"{name} is no base64 ({error}); {what}.") from error
     try:
-        return Image.open(io.BytesIO(content))
+        return Image.open(io.BytesIO(content), formats=FORMATS)
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise ValueError(f"{name} is no image that can be read ({error}); {what}.") from error
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from huggingface_hub import ModelCardData
 
-from hub_cards.assets import INPUT, PICTURE
+from hub_cards.assets import INPUT, PICTURE, kind_of
 from hub_cards.measurements import Evaluation
 from hub_cards.records import HUB_NAME, ModelRecord, training_data
 
@@ -66,9 +66,9 @@ def widget(assets: Collection[str], repo_id: str | None) -> list[dict[str, Any]]
     """Examples for the model's page: the Hub's widgets do not run a repository's own code, but show what it gave."""
     if repo_id is None:
         return []
-    outputs = {Path(place).stem.removeprefix(Path(PICTURE).name): place for place in assets if place.startswith(PICTURE)}
+    outputs = {Path(place).stem.removeprefix(Path(PICTURE).name): place for place in assets if kind_of(place) == PICTURE}
     examples = []
-    for place in sorted(place for place in assets if place.startswith(INPUT)):
+    for place in sorted(place for place in assets if kind_of(place) == INPUT):
         number = Path(place).stem.removeprefix(Path(INPUT).name)
         source = f"https://huggingface.co/{repo_id}/resolve/main/{place}"
         output = {"output": {"url": outputs[number]}} if number in outputs else {}

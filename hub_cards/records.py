@@ -27,6 +27,7 @@ TRAINING_KEYS = (
     "versions",
 )
 ABSOLUTE_FOLDER = re.compile(r"(?<![\w.~/-])/([^\s'\":/]+/)+")  # in a command, or in patch_kmeans:/home/of/somebody/model
+WEIGHT_FILE = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors")  # as save_pretrained names them, and no adapter's
 HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")  # owner/name
 
 
@@ -216,9 +217,11 @@ def without_places(value: Any) -> Any:
 
 
 def hash_weight_files(folder: Path) -> dict[str, str]:
-    """SHA-256 of each safetensors file by name, as the Hub shows it of its files without sending them."""
+    """SHA-256 of each file of the model's own weights by name, as the Hub shows it of large files without sending them."""
     digests = {}
     for file in sorted(folder.glob("*.safetensors")):
+        if WEIGHT_FILE.fullmatch(file.name) is None:
+            continue
         with file.open("rb") as content:
             digests[file.name] = sha_fileobj(content).hex()
     return digests
@@ -230,7 +233,7 @@ def _refuse(constant: str) -> None:
 
 def _count_parameters(folder: Path) -> int:
     """Read headers only, so that it takes no memory, whatever the model's size."""
-    files = sorted(folder.glob("*.safetensors"))
+    files = [file for file in sorted(folder.glob("*.safetensors")) if WEIGHT_FILE.fullmatch(file.name)]
     if not files:
         raise FileNotFoundError(
             f"Model folder {folder} has no .safetensors file; a card describes weights. Call the model's "

@@ -92,8 +92,9 @@ def parse(content: str | bytes, name: str) -> Evaluation:
 
 
 def read_results(folder: Path) -> list[Evaluation]:
-    """The results that a model folder holds; errors as in `parse`."""
-    return [parse(path.read_bytes(), str(path)) for path in sorted((folder / FOLDER).glob("*.json"))]
+    """The results that a model folder holds; other files stay out of it."""
+    contents = {path: path.read_bytes() for path in sorted((folder / FOLDER).glob("*.json"))}
+    return [parse(content, str(path)) for path, content in contents.items() if is_result(content)]
 
 
 def check_weights(evaluations: Iterable[Evaluation], model: ModelRecord) -> None:
@@ -102,17 +103,26 @@ def check_weights(evaluations: Iterable[Evaluation], model: ModelRecord) -> None
     Raises:
         ValueError: If one is.
     """
-    outdated = [f"{FOLDER}/{evaluation.name}.json" for evaluation in evaluations if not is_of(evaluation, model.weight_files)]
+    outdated = [f"{FOLDER}/{evaluation.name}.json" for evaluation in evaluations if not is_of(evaluation, model)]
     if outdated:
         raise ValueError(
-            f"{', '.join(outdated)} of {model.folder} are of other weights than are there now; results are of their own "
-            "model's weights only. Delete them, and measure these weights."
+            f"{', '.join(outdated)} of {model.folder} are of other weights or another configuration than are there now; "
+            "results are of their own model only. Delete them, and measure these weights."
         )
 
 
-def is_of(evaluation: Evaluation, weight_files: Mapping[str, str]) -> bool:
-    """Whether a result was adopted for these weights (name and SHA-256 of each file)."""
-    return evaluation.record["weight_files"] == weight_files
+def is_of(evaluation: Evaluation, model: ModelRecord) -> bool:
+    """Whether a result was adopted for these weights (name and SHA-256 of each file), configured as they are now."""
+    return evaluation.record["weight_files"] == model.weight_files and not _differing(evaluation.record, model)
+
+
+def is_result(content: bytes) -> bool:
+    """Whether a file is a result that was adopted, and not somebody else's."""
+    try:
+        record = json.loads(content)
+    except ValueError:
+        return False
+    return isinstance(record, dict) and {*KEYS, *ADDED_KEYS} <= record.keys()
 
 
 def as_files(evaluations: Iterable[Evaluation]) -> dict[str, bytes]:
@@ -162,11 +172,7 @@ def as_eval_results(evaluations: Iterable[Evaluation], repo_id: str, tasks: Mapp
 
 
 def _check_model(path: Path, record: Mapping[str, Any], model: ModelRecord, any_model: bool) -> None:
-    differing = {
-        name: (value, model.config[name])
-        for name, value in record["model_config"].items()
-        if name in model.config and value != model.config[name]
-    }
+    differing = _differing(record, model)
     if differing:
         shown = ", ".join(f"{name}={theirs} (here {ours})" for name, (theirs, ours) in differing.items())
         raise ValueError(
@@ -178,6 +184,15 @@ def _check_model(path: Path, record: Mapping[str, Any], model: ModelRecord, any_
             f"{path} scores {record['settings']['model']}, whose weights were not those of {model.folder}; a model's results "
             "are of its own weights only. Score this model, or pass --any_model if both are the same in your eyes."
         )
+
+
+def _differing(record: Mapping[str, Any], model: ModelRecord) -> dict[str, tuple[Any, Any]]:
+    """Fields of the configuration that are not what they were when the model was scored: (then, now). Options stand apart."""
+    return {
+        name: (value, model.config[name])
+        for name, value in record["model_config"].items()
+        if name in model.config and value != model.config[name] and record["settings"].get(name) is None
+    }
 
 
 def _defined(path: Path, scores: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, int | float]]:

@@ -370,7 +370,8 @@ class _Handler(BaseHTTPRequestHandler):
         self.hub.requests.append(asked)
         fault = self._next_fault(asked)
         if fault and fault.drop == "during":
-            self.rfile.read1(16)  # of what is on its way
+            if self.command in ("POST", "PUT"):
+                self.rfile.read1(16)  # of what is on its way
             self.close_connection = True
             return
         content = self._content()

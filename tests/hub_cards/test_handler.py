@@ -124,6 +124,8 @@ def request(endpoint, payload):
         ),
         ({"inputs": "PHOTO", "parameters": {"size": {"height": 4096, "width": 4096}}}, "each at most 1024"),
         ({"inputs": "PHOTO", "parameters": {"size": {"height": 60, "width": 60}}}, "do not fit"),
+        ({"inputs": "PHOTO", "parameters": {"size": {"shortest_edge": 64}}}, "size=.*shortest_edge.* must be"),
+        ({"inputs": base64.b64encode(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n").decode()}, "is no image"),
         ({"inputs": "PHOTO", "parameters": {"threshold": "high"}}, "do not fit"),
         ({"inputs": "PHOTO", "parameters": [1]}, "'parameters' is a list"),
         ({"inputs": ["PHOTO"] * 17}, "17 images were sent; one request takes 16"),
@@ -144,10 +146,10 @@ def test_a_huge_image_is_refused_before_it_is_decoded(saved_model, monkeypatch):
     Image.new("RGB", (50, 50)).save(png, format="PNG")
     monkeypatch.setattr(Image.Image, "load", lambda self: pytest.fail("decoded"))
     with pytest.raises(ValueError, match="50 x 50 pixels; at most 1,000"):
-        EndpointHandler.__call__(None, {"inputs": base64.b64encode(png.getvalue()).decode()})
+        object.__new__(EndpointHandler)({"inputs": base64.b64encode(png.getvalue()).decode()})
     monkeypatch.setattr(handler, "MAX_FILE_BYTES", 30)
     with pytest.raises(ValueError, match="more than 30 bytes"):
-        EndpointHandler.__call__(None, {"inputs": base64.b64encode(png.getvalue()).decode()})
+        object.__new__(EndpointHandler)({"inputs": base64.b64encode(png.getvalue()).decode()})
 
 
 def test_a_photo_lies_as_it_is_displayed(client, tmp_path):

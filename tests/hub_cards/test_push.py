@@ -43,11 +43,9 @@ def contents(folder):
 def results_in(repository):
     """Data set and split of each entry of the card's model-index, and how many tables the card has."""
     card = ModelCard(repository.head.files["README.md"].decode())
-    entries = {(result.dataset_type, result.dataset_split) for result in card.data.eval_results or []}
-    values = [
-        (result.dataset_type, result.dataset_split, result.metric_type, result.metric_config)
-        for result in card.data.eval_results
-    ]
+    results = card.data.eval_results or []
+    entries = {(result.dataset_type, result.dataset_split) for result in results}
+    values = [(result.dataset_type, result.dataset_split, result.metric_type, result.metric_config) for result in results]
     assert len(values) == len(set(values)), "an entry is there twice"
     return entries, card.text.count("| this model |")
 
@@ -151,8 +149,10 @@ def test_new_weights_take_the_results_of_the_old_ones_with_them(model_folder, wr
         save_file({name: weights[name] + 1 for name in names}, model_folder / f"model-0000{place}-of-00002.safetensors")
     with pytest.raises(ValueError, match="whose weights were not those of"):
         push_model(model_folder, NAME, [_moved(write_scores(), "0" * 64)])
+    (model_folder / "training.json").unlink()
     push_model(model_folder, NAME, [write_scores(split="test")])
     arrived = hub.repositories[NAME].head.files
+    assert "training.json" not in arrived and "1,357" not in arrived["README.md"].decode()
     assert "model.safetensors" not in arrived and "model-00002-of-00002.safetensors" in arrived
     assert results_in(hub.repositories[NAME]) == ({("synthetic_parts", "test")}, 1)
     assert sum(path.startswith("results/") for path in arrived) == 1
@@ -305,7 +305,7 @@ def test_hidden_files_and_bytecode_stay_behind(model_folder, hub):
     assert "notes/file" in names and not {name for name in names if name.startswith(".") or "__pycache__" in name}
 
 
-@pytest.mark.parametrize("name", ["optimizer.pt", "notes/state.pkl", "pytorch_model.bin"])
+@pytest.mark.parametrize("name", ["optimizer.pt", "notes/state.PKL", "pytorch_model.bin", "state.pt.gz"])
 def test_pickles_are_refused_before_anything_is_asked_of_the_hub(model_folder, hub, name):
     (model_folder / name).parent.mkdir(exist_ok=True)
     (model_folder / name).write_bytes(b"x")
@@ -323,6 +323,48 @@ def test_secrets_are_refused_and_not_repeated(model_folder, hub, secret):
     with pytest.raises(ValueError, match=r"notes\.md holds what looks like a secret key or token in line 2") as refusal:
         push_model(model_folder, NAME)
     assert secret not in str(refusal.value) and not hub.requests
+
+
+def test_secrets_in_the_card_and_in_results_are_refused(model_folder, write_scores, hub):
+    secret = "hf_" + "aB3" * 12
+    path = write_scores()
+    path.write_text(path.read_text().replace("37af77a", secret))
+    with pytest.raises(ValueError, match=r"results/.*json holds what looks like a secret"):
+        push_model(model_folder, NAME, [path])
+    card = write_card(model_folder)
+    card.write_text(f"{card.read_text()}\nMy token is {secret}.\n")
+    with pytest.raises(ValueError, match=r"README\.md holds what looks like a secret"):
+        push_model(model_folder, NAME)
+    assert all(len(repository.commits) == 1 for repository in hub.repositories.values())
+
+
+def test_files_of_others_are_neither_ours_nor_in_the_way(model_folder, write_scores, hub):
+    push_model(model_folder, NAME, [write_scores()])
+    repository = hub.repositories[NAME]
+    others = {
+        "adapter/adapter_model.safetensors": b"theirs",
+        "adapter_model.safetensors": b"theirs",
+        "assets/input_photo.png": b"picture",
+        "assets/curves_ablation.png": b"picture",
+        "results/lm_eval.json": b'{"acc": 1}',
+        "results/notes.json": b"no json",
+    }
+    hub.commit_to(repository, others)
+    assert not push_model(model_folder, NAME).change
+    push_results(NAME, [write_scores(split="test")])
+    (model_folder / "assets").mkdir()
+    (model_folder / "assets" / "curves.png").write_bytes(b"curves")
+    push_model(model_folder, NAME)
+    assert others.items() <= repository.head.files.items()
+    assert results_in(repository) == ({("synthetic_parts", "validation"), ("synthetic_parts", "test")}, 2)
+
+
+def test_results_of_another_configuration_do_not_stay(model_folder, write_scores, edit_json, hub):
+    push_model(model_folder, NAME, [write_scores()])
+    edit_json(model_folder / "config.json", part_similarity="claimed_patches")
+    push_model(model_folder, NAME)
+    assert results_in(hub.repositories[NAME]) == (set(), 0)
+    assert not any(path.startswith("results/") for path in hub.repositories[NAME].head.files)
 
 
 def test_what_is_no_model_folder_is_refused(tmp_path, hub):

@@ -41,7 +41,7 @@ def test_scores_of_other_weights_need_leave(model_folder, write_scores):
     model = read_model(model_folder)
     with pytest.raises(ValueError, match=r"scores .*model, whose weights were not those of .*--any_model"):
         adopt(path, model)
-    assert is_of(adopt(path, model, any_model=True), model.weight_files)
+    assert is_of(adopt(path, model, any_model=True), model)
 
 
 def test_the_same_weights_are_one_model_wherever_they_lie(model_folder, write_scores, tmp_path):
@@ -98,6 +98,13 @@ def test_measurements_are_told_apart_by_all_that_decides_them(model_folder, writ
     names = [adopt(write_scores(**settings), read_model(model_folder)).name for settings in [*others, {"dataset": "a/b"}]]
     assert len(set(names)) == len(names)
     assert names[4].endswith("1234-images-part_layer=-2") and names[6] == "a-b-validation-64x64-px-1234-images"
+
+
+def test_a_reading_that_the_command_asked_for_is_no_other_model(model_folder, write_scores, edit_json):
+    path = write_scores(part_similarity="claimed_patches")
+    config = json.loads(path.read_text())["model_config"]
+    edit_json(path, model_config=config | {"part_similarity": "claimed_patches"})
+    assert adopt(path, read_model(model_folder)).name.endswith("images-part_similarity=claimed_patches")
 
 
 def test_results_of_weights_that_are_gone_are_told(model_folder, write_scores):
