@@ -9,6 +9,7 @@ from tempfile import TemporaryDirectory
 from typing import Literal
 
 from huggingface_hub import HfApi
+from huggingface_hub.errors import NotASafetensorsRepoError, SafetensorsParsingError
 
 from hub_cards.assets import kind_of, outdated_pictures
 from hub_cards.card import build_card, personal_parts
@@ -89,12 +90,22 @@ def read_model_in(snapshot: Snapshot) -> ModelRecord:
         FileNotFoundError: If something of a model is missing.
         ValueError: If it is no RATS model.
     """
+    for name in MODEL_FILES[:2]:
+        if name not in snapshot.hashes:
+            raise FileNotFoundError(
+                f"Repository {snapshot.repo_id} has no {name}; results are added to a model that is there. Push it first."
+            )
     with TemporaryDirectory() as folder:
         for name in MODEL_FILES:
             if name in snapshot.hashes:
                 (Path(folder) / name).write_bytes(snapshot.read(name))
         model = read_model_without_weights(Path(folder))
-    metadata = HfApi().get_safetensors_metadata(snapshot.repo_id, revision=snapshot.commit)
+    try:
+        metadata = HfApi().get_safetensors_metadata(snapshot.repo_id, revision=snapshot.commit)
+    except (NotASafetensorsRepoError, SafetensorsParsingError) as error:
+        raise ValueError(
+            f"The weights of {snapshot.repo_id} cannot be read ({error}); they must be safetensors. Push the model anew."
+        ) from error
     return replace(
         model,
         folder=Path(snapshot.repo_id),

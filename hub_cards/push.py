@@ -79,8 +79,10 @@ def push_model(
         PushError: If the Hub cannot be reached or refuses.
     """
     check_name(repo_id)
+    _check_target(revision, create_pr)
     work_out = changes_of_model(Path(folder), repo_id, results, any_model, eval_results, prose)
-    prepare_repository(repo_id, private)  # after it: a folder that is refused leaves no empty repository
+    work_out(Snapshot(repo_id))  # what is refused whatever is there leaves no empty repository
+    prepare_repository(repo_id, private)
     return Pushed(*commit(repo_id, work_out, message, revision, create_pr))
 
 
@@ -95,9 +97,15 @@ def push_results(
     message: str = "Add results",
 ) -> Pushed:
     """Add results to a model that is on the Hub, and to its card; arguments and errors as in `push_model`."""
+    _check_target(revision, create_pr)
     check_rights(repo_id)
     work_out = changes_of_results(repo_id, results, any_model, eval_results)
     return Pushed(*commit(repo_id, work_out, message, revision, create_pr))
+
+
+def _check_target(revision: str, create_pr: bool) -> None:
+    if create_pr and revision != MAIN:
+        raise ValueError(f"create_pr opens a pull request for main, and revision={revision} was given; leave one of them out.")
 
 
 def dry_run(repo_id: str, work_out: Callable[[Snapshot], Change], revision: str = MAIN) -> str:

@@ -5,6 +5,7 @@ the way, all is worked out anew on what is there then; so a change that had arri
 """
 
 import io
+import json
 import random
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -30,8 +31,8 @@ MAX_TRIES = 8  # of one change; with the waits below, some two minutes of a Hub 
 MAX_WAIT_S = 30.0
 CONFLICT = 412  # the branch has moved on
 TRANSIENT = {429, 500, 502, 503, 504}
-# Of a request; around one that fetches a file; around one that sends a large file.
-RETRIED = (HTTPError, LocalEntryNotFoundError, RuntimeError)
+# Of a request; around one that fetches a file; around one that sends a large file; of a failure that is told in HTML.
+RETRIED = (HTTPError, LocalEntryNotFoundError, RuntimeError, json.JSONDecodeError)
 
 
 class PushError(RuntimeError):
@@ -187,10 +188,12 @@ def _commit_once(
     api = HfApi()
     try:
         snapshot = look(repo_id, revision)
+        is_new = False
     except RevisionNotFoundError:
-        api.create_branch(repo_id, branch=revision, exist_ok=True)
-        snapshot = look(repo_id, revision)
+        snapshot, is_new = look(repo_id), True
     change = work_out(snapshot)
+    if is_new:
+        api.create_branch(repo_id, branch=revision, revision=snapshot.commit, exist_ok=True)
     if not change:
         return f"{api.endpoint}/{repo_id}/commit/{snapshot.commit}", change
     operations: list[CommitOperationAdd | CommitOperationCopy | CommitOperationDelete] = [
@@ -229,11 +232,13 @@ def _patiently(ask):
 
 def _wait_s(error: BaseException, attempt: int) -> float | None:
     """How long to wait before the next try, in seconds; None if it would fail again."""
+    grown_s = min(MAX_WAIT_S, 2.0 ** (attempt - 1))
+    if isinstance(error, json.JSONDecodeError):
+        return grown_s
     while not isinstance(error, HTTPError):
         if error.__cause__ is None:
             return None
         error = error.__cause__
-    grown_s = min(MAX_WAIT_S, 2.0 ** (attempt - 1))
     if not isinstance(error, HfHubHTTPError):
         return grown_s  # no answer
     if error.response.status_code == CONFLICT:
@@ -263,6 +268,12 @@ def refusals_told(repo_id: str) -> Iterator[None]:
     except HTTPError as error:
         raise PushError(
             f"The Hub ({HfApi().endpoint}) cannot be reached: {error}. Check the network, or push later."
+        ) from error
+    except (ConnectionError, TimeoutError) as error:  # of Xet, which has tried again for minutes
+        raise PushError(f"Large files could not be sent to {repo_id}: {error}. Push again later.") from error
+    except json.JSONDecodeError as error:
+        raise PushError(
+            f"The Hub answered for {repo_id} with what is no JSON: {error.doc[:100]!r}. Push again later."
         ) from error
     except PushError:
         raise

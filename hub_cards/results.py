@@ -142,18 +142,13 @@ def as_eval_results(evaluations: Iterable[Evaluation], repo_id: str, tasks: Mapp
         tasks: Task of the benchmark -> which score of the model it ranks, such as m2o_miou_foreground.
 
     Raises:
-        ValueError: If no data set is of the Hub, or a score is not there.
+        ValueError: If no data set is of the Hub, or none has the scores.
     """
     files = {}
     for evaluation in evaluations:
-        if not evaluation.data.on_hub:
-            continue
         scores, settings = evaluation.model_scores, evaluation.setting
-        missing = sorted(set(tasks.values()) - scores.keys())
-        if missing:
-            raise ValueError(
-                f"The results on {evaluation.data.identifier} have no {', '.join(missing)}; name one of {[*scores]}."
-            )
+        if not evaluation.data.on_hub or not set(tasks.values()) <= scores.keys():
+            continue
         entries = [
             EvalResultEntry(
                 dataset_id=evaluation.data.identifier,
@@ -167,7 +162,10 @@ def as_eval_results(evaluations: Iterable[Evaluation], repo_id: str, tasks: Mapp
         ]
         files[f"{LEADERBOARD_FOLDER}/{evaluation.name}.yaml"] = yaml_dump(eval_result_entries_to_yaml(entries)).encode()
     if not files:
-        raise ValueError("No result is on a data set of the Hub, and only such a data set can have a leaderboard there.")
+        raise ValueError(
+            f"No result on a data set of the Hub has {', '.join(tasks.values())}, and only such can have a leaderboard there. "
+            "Name a score as the records do, such as m2o_miou_foreground."
+        )
     return files
 
 

@@ -78,6 +78,7 @@ class Fault:
         pattern: Regular expression of "METHOD path"; it need not match from the start.
         status: Of the answer, in place of what was asked for.
         retry_after_s: That the answer asks for.
+        html: Whether the answer is a page, as those of a gateway are.
         drop: Close the connection without an answer: "during" the upload, "before" doing what was asked, or "after".
         seconds: To wait before all else.
         action: Called before all else.
@@ -88,6 +89,7 @@ class Fault:
     pattern: str
     status: int | None = None
     retry_after_s: int | None = None
+    html: bool = False
     drop: str | None = None
     seconds: float = 0.0
     action: Callable[[], None] | None = None
@@ -104,6 +106,7 @@ class HubServer:
         repositories: Models by owner/name, data sets by datasets/owner/name.
         objects: Large files that have arrived, by SHA-256.
         requests: What was asked, as "METHOD path".
+        ranges: The part of its answer that a request asked for last.
         faults: What goes wrong.
     """
 
@@ -113,6 +116,7 @@ class HubServer:
         self.repositories: dict[str, Repository] = {}
         self.objects: dict[str, bytes] = {}
         self.requests: list[str] = []
+        self.ranges: dict[str, str | None] = {}
         self.faults: list[Fault] = []
         self.lock = RLock()  # one request at a time, as if each were a transaction
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"hub": self}))
@@ -368,6 +372,7 @@ class _Handler(BaseHTTPRequestHandler):
         asked = f"{self.command} {path}"
         token = self.headers.get("Authorization", "").removeprefix("Bearer ")
         self.hub.requests.append(asked)
+        self.hub.ranges[asked] = self.headers.get("Range")
         fault = self._next_fault(asked)
         if fault and fault.drop == "during":
             if self.command in ("POST", "PUT"):
@@ -390,6 +395,8 @@ class _Handler(BaseHTTPRequestHandler):
                 answer = self._answer_to(asked, _Request(token, self.headers, parse_qs(query), content))
         except Refusal as refusal:
             answer = refusal.answer
+            if fault and fault.html:
+                answer = Answer(answer.status, b"<html>Bad gateway</html>", {"Content-Type": "text/html"})
         if fault and fault.drop == "after":
             self.close_connection = True
             return

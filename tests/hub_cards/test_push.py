@@ -178,7 +178,8 @@ def test_results_alone_are_added_to_a_model_on_the_hub(model_folder, write_score
     same = {path for path in before if repository.head.files[path] == before[path]}
     assert before.keys() - same == {"README.md"} and len(repository.head.files) == len(before) + 2
     assert "parameters" in repository.head.files["README.md"].decode().lower()
-    assert not any(path.endswith("resolve/main/model.safetensors") for path in hub.requests[asked:])
+    fetched = [path for path in hub.requests[asked:] if path.startswith("GET") and path.endswith("/model.safetensors")]
+    assert [hub.ranges[path] for path in fetched] == ["bytes=0-100000"]  # the header
     text = before["README.md"].decode()
     for section in ("## Model details", "## Training", "## Use"):
         assert text.split(section)[1].split("## ")[0] in repository.head.files["README.md"].decode(), section
@@ -195,10 +196,11 @@ def test_leaderboards_are_written_for_data_sets_of_the_hub_on_request(model_fold
     (place,) = (path for path in hub.repositories[NAME].head.files if path.startswith(".eval_results"))
     (entry,) = parse_eval_result_entries(yaml.safe_load(hub.repositories[NAME].head.files[place]))
     assert (entry.dataset_id, entry.task_id, entry.dataset_revision, entry.value) == ("someone/birds", "parts", "v1", 21.5)
-    with pytest.raises(SystemExit, match="have no accuracy; name one of"):
+    with pytest.raises(SystemExit, match="No result on a data set of the Hub has accuracy"):
         main([*arguments, "--eval_results", "parts=accuracy"])
-    with pytest.raises(ValueError, match="No result is on a data set of the Hub"):
+    with pytest.raises(ValueError, match="No result on a data set of the Hub has ari"):
         push_model(model_folder, "owner/other", [write_scores()], eval_results={"parts": "ari"})
+    assert "owner/other" not in hub.repositories
 
 
 def test_an_older_copy_of_a_folder_takes_no_newer_result_back(model_folder, write_scores, edit_json, hub):
@@ -253,6 +255,8 @@ def test_a_branch_is_made_and_a_pull_request_opened(model_folder, write_scores, 
     push_model(model_folder, NAME, [write_scores()], revision="v2")
     assert len(repository.commits) == 2 and "model.safetensors" in repository.branches["v2"][-1].files
     assert any(path.startswith("results/") for path in repository.branches["v2"][-1].files)
+    with pytest.raises(ValueError, match="revision=v2 was given; leave one of them out"):
+        push_results(NAME, [write_scores()], revision="v2", create_pr=True)
     pushed = push_results(NAME, [write_scores()], create_pr=True)
     assert pushed.url == f"{hub.url}/{NAME}/discussions/1" and len(repository.commits) == 2
     assert any(path.startswith("results/") for path in repository.branches["refs/pr/1"][-1].files)
@@ -289,7 +293,8 @@ def test_words_of_two_people_are_not_mixed(model_folder, hub):
     assert repository.head.files["README.md"].decode().endswith("Written here.\n")
     hub.commit_to(repository, {"README.md": repository.head.files["README.md"].replace(b"Written here", b"Written there")})
     with pytest.raises(ValueError, match=r"differ in prose.*--prose hub or --prose folder"):
-        push_model(model_folder, NAME)
+        push_model(model_folder, NAME, revision="v3")
+    assert "v3" not in repository.branches
     assert not push_model(model_folder, NAME, prose="hub").change
     push_model(model_folder, NAME, prose="folder")
     assert repository.head.files["README.md"].decode().endswith("Written here.\n")
