@@ -29,6 +29,7 @@ from evaluation.records import describe_run, fingerprint_of_weights, hashes_of_w
 from evaluation.scores import format_table
 from evaluation.segmenters import load_rats
 from evaluation.synthetic_parts import rendering_of
+from modeling_rats import RatsConfig
 from modeling_rats.configuration_rats import PartSimilarity
 
 PROTOCOL = (
@@ -87,15 +88,7 @@ def run(arguments: Sequence[str] | None = None) -> dict[str, Any]:
         options.untrained,
         options.reference,
     )
-    settings = {
-        **vars(options),
-        "dataset": data.name,
-        "split": data.split,
-        "rendered": rendering_of(data.name, data.split),
-        "ignore_label": data.ignore_label,
-        "image_size": options.image_size or dict(processor.size),
-        "revision": getattr(model.config, "_commit_hash", None),  # null for a local folder
-    }
+    settings = settings_of(options, data, model.config, processor)
     weights = fingerprint_of_weights(model)
     decisive = {name: value for name, value in settings.items() if name not in NOT_OF_THE_SCORES}
     journal = Journal(options.output, {**decisive, "weights": weights, "protocol": PROTOCOL}, state.process_index)
@@ -150,6 +143,19 @@ def run(arguments: Sequence[str] | None = None) -> dict[str, Any]:
         print(format_record(record))
         print(f"Written to {options.output}")
     return record
+
+
+def settings_of(options: argparse.Namespace, data: "Data", config: RatsConfig, processor: Any) -> dict[str, Any]:
+    """The options as they stand in the record, with what they left to data set, model and processor."""
+    return {
+        **vars(options),
+        "dataset": data.name,
+        "split": data.split,
+        "rendered": rendering_of(data.name, data.split),
+        "ignore_label": data.ignore_label,
+        "image_size": options.image_size or dict(processor.size),
+        "revision": getattr(config, "_commit_hash", None),  # null for a local folder
+    }
 
 
 def scores_and_time(rows: Mapping[str, Competitor], collected: Collected, processes: int) -> dict[str, Any]:

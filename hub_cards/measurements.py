@@ -109,6 +109,18 @@ class Evaluation(ABC):
     @abstractmethod
     def _told_apart_by(self) -> tuple[str | None, ...]: ...
 
+    def _entry(self, task: tuple[str, str], split: str | None, **metric: Any) -> EvalResult:
+        """An entry of model-index for this data set; the task by its type and name."""
+        return EvalResult(
+            task_type=task[0],
+            task_name=task[1],
+            dataset_type=self.data.identifier,
+            dataset_name=self.data.identifier,
+            dataset_config=self.setting.get("config"),
+            dataset_split=split,
+            **metric,
+        )
+
     def _table(self, split: str, columns: list[str], rows: list[list[str]], heading: str, data: str) -> dict[str, Any]:
         places = [f"configuration `{self.setting['config']}`"] if self.setting.get("config") else []
         places += [f"split `{split}`"] if split else []
@@ -166,13 +178,9 @@ class PartScores(Evaluation):
     def model_index(self) -> list[EvalResult]:
         """An entry a score."""
         return [
-            EvalResult(
-                task_type="image-segmentation",
-                task_name="Unsupervised part segmentation",
-                dataset_type=self.data.identifier,
-                dataset_name=self.data.identifier,
-                dataset_config=self.setting.get("config"),
-                dataset_split=self.setting.get("split"),
+            self._entry(
+                ("image-segmentation", "Unsupervised part segmentation"),
+                self.setting.get("split"),
                 metric_type=metric.type,
                 metric_name=metric.title,
                 metric_config="foreground" if metric.foreground else None,
@@ -230,15 +238,11 @@ class ProbeScores(Evaluation):
 
     def model_index(self) -> list[EvalResult]:
         """An entry a classifier and accuracy."""
-        settings, data = self.setting, self.record["data"]
+        data = self.record["data"]
         return [
-            EvalResult(
-                task_type="image-classification",
-                task_name="Image classification by a frozen model",
-                dataset_type=self.data.identifier,
-                dataset_name=self.data.identifier,
-                dataset_config=settings.get("config"),
-                dataset_split=settings["test_split"],
+            self._entry(
+                ("image-classification", "Image classification by a frozen model"),
+                self.setting["test_split"],
                 metric_type="accuracy",
                 metric_name=name.replace("top", "top-"),
                 metric_config=name,
@@ -246,7 +250,7 @@ class ProbeScores(Evaluation):
                     "image_size": self.input,
                     "images": data["test"]["images"],
                     "images_to_learn_from": data["train"]["images"],
-                    "features": settings["features"],
+                    "features": self.setting["features"],
                 },
                 metric_value=float(value),
             )
