@@ -11,6 +11,7 @@ import argparse
 import math
 import sys
 from collections.abc import Iterable, Mapping, Sequence, Sized
+from pathlib import Path
 from typing import Any, NamedTuple, get_args
 
 import numpy as np
@@ -150,6 +151,7 @@ def settings_of(options: argparse.Namespace, data: "Data", config: RatsConfig, p
     return {
         **vars(options),
         "dataset": data.name,
+        "dataset_is_local": Path(data.name).expanduser().exists(),
         "split": data.split,
         "rendered": rendering_of(data.name, data.split),
         "ignore_label": data.ignore_label,

@@ -180,6 +180,7 @@ def run(arguments: Sequence[str] | None = None) -> dict[str, Any] | None:
             **vars(options),
             "features": frozen.kind,
             "image_size": frozen.image_size_px,
+            "dataset_is_local": Path(options.dataset).expanduser().exists(),
             "rendered": rendering_of(options.dataset, options.test_split),
             "revision": backbone.revision,  # null for a local folder
         },

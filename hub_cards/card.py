@@ -18,6 +18,7 @@ from typing import Any
 
 import yaml
 from huggingface_hub import ModelCard
+from huggingface_hub.repocard import REGEX_YAML_BLOCK
 from huggingface_hub.utils import validate_repo_id, yaml_dump
 from jinja2 import Environment, StrictUndefined
 
@@ -178,7 +179,7 @@ def _recipe(training: Mapping[str, Any] | None) -> str:
 
 def parse_card(existing: str | None) -> ModelCard:
     """Split a card into metadata and body; an absent one has neither."""
-    if existing is None or not existing.startswith("---"):
+    if existing is None or not REGEX_YAML_BLOCK.search(existing):
         existing = f"---\n\n---\n{existing or ''}"  # or the library warns of missing metadata
     try:
         return ModelCard(existing, ignore_metadata_errors=True)  # model-index, which may be bad, is measured anew

@@ -56,12 +56,12 @@ def changes_of_model(
 
     def work_out(snapshot: Snapshot) -> Change:
         evaluations = _merge([*_results_in(snapshot, model), *known], added)
-        wanted = {**files, **_result_files(evaluations, repo_id, eval_results)}
+        wanted = {**files, **_result_files(evaluations, snapshot, eval_results)}
         outdated = _outdated(snapshot, wanted, model)
         pictures = (snapshot.hashes.keys() | files.keys()) - outdated
         existing = _choose(card, _card_in(snapshot), prose)
         wanted[CARD] = build_card(model, evaluations, pictures, repo_id, existing).encode()
-        return _change(snapshot, wanted, outdated)
+        return replace(_change(snapshot, wanted, outdated), digests=model.weight_files)
 
     return work_out
 
@@ -76,7 +76,7 @@ def changes_of_results(
     def work_out(snapshot: Snapshot) -> Change:
         model = read_model_in(snapshot)
         evaluations = _merge(_results_in(snapshot, model), adopt_all(results, model, any_model))
-        wanted: dict[str, bytes | Path] = {**_result_files(evaluations, repo_id, eval_results)}
+        wanted: dict[str, bytes | Path] = {**_result_files(evaluations, snapshot, eval_results)}
         wanted[CARD] = build_card(model, evaluations, snapshot.hashes, repo_id, _card_in(snapshot)).encode()
         return _change(snapshot, wanted, set())
 
@@ -146,8 +146,24 @@ def _outdated(snapshot: Snapshot, wanted: Collection[str], model: ModelRecord) -
     return (outdated & snapshot.hashes.keys()) - set(wanted)
 
 
-def _result_files(evaluations: Sequence[Evaluation], repo_id: str, eval_results: Mapping[str, str] | None) -> dict[str, bytes]:
-    return as_files(evaluations) | (as_eval_results(evaluations, repo_id, eval_results) if eval_results else {})
+def _result_files(
+    evaluations: Sequence[Evaluation], snapshot: Snapshot, eval_results: Mapping[str, str] | None
+) -> dict[str, bytes]:
+    """The results and, on request, what leaderboards read of them.
+
+    Raises:
+        ValueError: If a leaderboard's file would tell the scores of a record that is replaced.
+    """
+    files = as_files(evaluations)
+    leaderboards = as_eval_results(evaluations, snapshot.repo_id, eval_results) if eval_results else {}
+    changed = {f"{LEADERBOARD_FOLDER}/{Path(path).stem}.yaml" for path in files if not snapshot.holds(path, files[path])}
+    stale = sorted((changed & snapshot.hashes.keys()) - leaderboards.keys())
+    if stale:
+        raise ValueError(
+            f"{', '.join(stale)} of {snapshot.repo_id} would tell scores of a record that is replaced; what a leaderboard "
+            "ranks is for you to say. Add --eval_results TASK=SCORE, or delete the file there."
+        )
+    return files | leaderboards
 
 
 def _merge(known: Iterable[Evaluation], added: Iterable[Evaluation]) -> list[Evaluation]:

@@ -21,7 +21,7 @@ SECRET = re.compile(
     rb"\bhf_[A-Za-z0-9]{30,}|\bgh[pousr]_[A-Za-z0-9]{30,}|\bgithub_pat_\w{30,}|\bAKIA[0-9A-Z]{16}\b|\bsk-[\w-]{30,}"
     rb"|\bAIza[\w-]{35}|\bxox[abprs]-[\w-]{10,}|-----BEGIN [A-Z ]*PRIVATE KEY-----"
 )
-MAX_SEARCHED_BYTES = 10_000_000  # of one file; what is larger holds weights or pictures
+MAX_READ_BYTES = 10_000_000  # of one file; what is larger holds weights or pictures
 
 
 def gather(folder: Path, model: ModelRecord) -> dict[str, bytes | Path]:
@@ -40,34 +40,38 @@ def gather(folder: Path, model: ModelRecord) -> dict[str, bytes | Path]:
     Raises:
         ValueError: If it holds pickles or secrets.
     """
-    files: dict[str, bytes | Path] = {}
+    files: dict[str, Path] = {}
     for file in sorted(folder.rglob("*")):
         parts = file.relative_to(folder).parts
         if file.is_file() and "__pycache__" not in parts and not any(part.startswith(".") for part in parts):
             files["/".join(parts)] = file
     _refuse_pickles(folder, files)
-    own = {path: content for path, content in files.items() if path != CARD and Path(path).parts[0] != RESULTS}
-    gathered: dict[str, bytes | Path] = {HANDLER.name: HANDLER, "requirements.txt": requirements().encode(), **own}
-    if not any(path.startswith("modeling_") and path.endswith(".py") for path in own):
-        gathered |= code_of(model)
+    own = {path: _content(file) for path, file in files.items() if path != CARD and Path(path).parts[0] != RESULTS}
+    gathered = {HANDLER.name: HANDLER.read_bytes(), "requirements.txt": requirements().encode(), **_code_of(model), **own}
+    if missing := _tables_of_code().keys() - model.config.keys():
+        gathered["config.json"] = _as_json(model.config | {name: _tables_of_code()[name] for name in sorted(missing)})
     if model.training is not None:
         gathered["training.json"] = _as_json(without_places(model.training))
     refuse_secrets(gathered)
     return gathered
 
 
-def code_of(model: ModelRecord) -> dict[str, bytes]:
-    """The files that let a repository be loaded without this package, and config.json if it does not name them yet."""
+def _code_of(model: ModelRecord) -> dict[str, bytes]:
+    """The files that let a repository be loaded without this package; none if the folder has code of its own."""
+    if any(model.folder.glob("modeling_*.py")):
+        return {}
     from modeling_rats import RatsConfig  # takes seconds, and results alone do not need it
-    from modeling_rats.remote_code import AUTO_MAP, CUSTOM_PIPELINES
 
     with TemporaryDirectory() as empty:
         RatsConfig().save_pretrained(empty)  # lays the code of all classes beside it (modeling_rats/remote_code.py)
-        code = {file.name: file.read_bytes() for file in Path(empty).glob("*.py")}
-    tables = {"auto_map": AUTO_MAP, "custom_pipelines": CUSTOM_PIPELINES}
-    if tables.keys() <= model.config.keys():
-        return code
-    return code | {"config.json": _as_json(tables | model.config)}
+        return {file.name: file.read_bytes() for file in Path(empty).glob("*.py")}
+
+
+def _tables_of_code() -> dict[str, Mapping]:
+    """What config.json says of where the classes are."""
+    from modeling_rats.remote_code import AUTO_MAP, CUSTOM_PIPELINES
+
+    return {"auto_map": AUTO_MAP, "custom_pipelines": CUSTOM_PIPELINES}
 
 
 def requirements() -> str:
@@ -84,9 +88,7 @@ def refuse_secrets(files: Mapping[str, bytes | Path]) -> None:
     token = (get_token() or "").encode()
     for path, content in files.items():
         if isinstance(content, Path):
-            if content.stat().st_size > MAX_SEARCHED_BYTES:
-                continue
-            content = content.read_bytes()
+            continue
         found = SECRET.search(content)
         start = found.start() if found else content.find(token) if token else -1
         if start >= 0:
@@ -95,6 +97,11 @@ def refuse_secrets(files: Mapping[str, bytes | Path]) -> None:
                 f"{path} holds what looks like a secret key or token in line {line}; what is pushed others can read. Take "
                 "it out, and revoke it if it has been shared."
             )
+
+
+def _content(file: Path) -> bytes | Path:
+    """What is in a file now, so that all fits together whatever happens to the folder; a large one is read when it is sent."""
+    return file if file.stat().st_size > MAX_READ_BYTES else file.read_bytes()
 
 
 def _refuse_pickles(folder: Path, files: Iterable[str]) -> None:

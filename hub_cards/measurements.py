@@ -1,5 +1,7 @@
 """What was measured of a model: a record of an evaluation as a table of the card and as entries of its metadata."""
 
+import hashlib
+import json
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -18,6 +20,9 @@ SCORE_TITLES = {
     "ari": ("Adjusted Rand index", "ARI"),
     "boundary_f": ("Boundary F-score", "BF"),
 }
+# Options that decide what is measured, beside data set, configuration and split; those that were given are told.
+DATA_OPTIONS = ("dataset_revision", "image_column", "mask_column", "label_column", "ignore_label")
+READING_OPTIONS = ("part_similarity", "part_layer")
 ROW_TITLES = {"model": "this model", "untrained": "untrained (this architecture, fresh weights)"}
 COUNTS = ("images", "images_with_foreground", "segments_used")
 FOREGROUND = "_foreground"
@@ -82,8 +87,23 @@ class Evaluation(ABC):
     @cached_property
     def name(self) -> str:
         """Tells measurements apart, and is the same for one that is made again; a file's name without its ending."""
-        told = (self.data.identifier, self.setting.get("config"), *self._told_apart_by())
-        return re.sub(r"[^\w.=-]+", "-", " ".join(filter(None, told)).replace(" x ", "x"))
+        place = (self.data.identifier, self.setting.get("config"), self.split)
+        digest = hashlib.sha256(json.dumps([*place, self.conditions], sort_keys=True).encode()).hexdigest()[:8]
+        told = (*place, self.input, f"{self.conditions['images']} images", digest)
+        return re.sub(r"[^\w.-]+", "-", " ".join(filter(None, told)).replace(" x ", "x"))
+
+    @property
+    def conditions(self) -> dict[str, Any]:
+        """What tells it apart from others on the same split: size of the input, number of images, options that were given."""
+        given = {name: self.setting.get(name) for name in DATA_OPTIONS}
+        if rendered := self.setting.get("rendered"):
+            given |= {"rendered": f"{rendered['difficulty']} {rendered['image_size_px']}px seed {rendered['seed']}"}
+        return {"image_size": self.input, **{name: value for name, value in given.items() if value is not None}}
+
+    @property
+    @abstractmethod
+    def split(self) -> str | None:
+        """Split of the data set; None if it has none."""
 
     @property
     @abstractmethod
@@ -98,18 +118,15 @@ class Evaluation(ABC):
     def model_index(self) -> list[EvalResult]:
         """The model's own scores as entries of model-index.
 
-        The settings that tell two measurements on the same split apart stand with the metric: model-index groups results by
-        data set, configuration and split, and would lose them elsewhere.
+        The conditions stand with the metric: model-index groups results by data set, configuration and split, and would lose
+        them elsewhere.
         """
 
     def rivals(self) -> list[str]:
         """A sentence for each row that is as good as the model in any score."""
         return []
 
-    @abstractmethod
-    def _told_apart_by(self) -> tuple[str | None, ...]: ...
-
-    def _entry(self, task: tuple[str, str], split: str | None, **metric: Any) -> EvalResult:
+    def _entry(self, task: tuple[str, str], **metric: Any) -> EvalResult:
         """An entry of model-index for this data set; the task by its type and name."""
         return EvalResult(
             task_type=task[0],
@@ -117,13 +134,14 @@ class Evaluation(ABC):
             dataset_type=self.data.identifier,
             dataset_name=self.data.identifier,
             dataset_config=self.setting.get("config"),
-            dataset_split=split,
+            dataset_split=self.split,
+            metric_args=self.conditions,
             **metric,
         )
 
-    def _table(self, split: str, columns: list[str], rows: list[list[str]], heading: str, data: str) -> dict[str, Any]:
+    def _table(self, columns: list[str], rows: list[list[str]], heading: str, data: str) -> dict[str, Any]:
         places = [f"configuration `{self.setting['config']}`"] if self.setting.get("config") else []
-        places += [f"split `{split}`"] if split else []
+        places += [f"split `{self.split}`"] if self.split else []
         return {
             "heading": ", ".join(filter(None, [self.data.identifier, *places, self.input, heading])),
             "data": ", ".join([self.data.title, *places, data]),
@@ -143,15 +161,20 @@ class PartScores(Evaluation):
     """A record of evaluation.part_segmentation: the rows of the model and of its competitors."""
 
     @property
+    def split(self) -> str | None:
+        """The split that was scored."""
+        return self.setting.get("split")
+
+    @property
+    def conditions(self) -> dict[str, Any]:
+        """With how parts were read, where that is not the model's own way."""
+        read = {name: self.setting[name] for name in READING_OPTIONS if self.setting.get(name) is not None}
+        return super().conditions | {"images": self.model_scores["images"]} | read
+
+    @property
     def model_scores(self) -> dict[str, float | int]:
         """The row of the model."""
         return self.record["scores"]["model"]
-
-    @property
-    def reading(self) -> str:
-        """How parts were read where that is not the model's own way; else empty."""
-        told = {name: self.setting.get(name) for name in ("part_similarity", "part_layer")}
-        return ", ".join(f"{name}={value}" for name, value in told.items() if value is not None)
 
     @cached_property
     def metrics(self) -> list[Metric]:
@@ -173,22 +196,17 @@ class PartScores(Evaluation):
         ]
         images, with_foreground = self.model_scores.get("images", 0), self.model_scores.get("images_with_foreground")
         rest = "" if with_foreground in (None, images) else f" ({with_foreground:,} of them with foreground)"
-        return self._table(self.setting.get("split") or "", columns, rows, self.reading, f"{images:,} images{rest}")
+        options = [f"{name}={value}" for name, value in self.conditions.items() if name in (*DATA_OPTIONS, *READING_OPTIONS)]
+        return self._table(columns, rows, ", ".join(options), f"{images:,} images{rest}")
 
     def model_index(self) -> list[EvalResult]:
         """An entry a score."""
         return [
             self._entry(
                 ("image-segmentation", "Unsupervised part segmentation"),
-                self.setting.get("split"),
                 metric_type=metric.type,
                 metric_name=metric.title,
                 metric_config="foreground" if metric.foreground else None,
-                metric_args={
-                    "image_size": self.input,
-                    "images": self.model_scores.get("images"),
-                    **({"reading": self.reading} if self.reading else {}),
-                },
                 metric_value=float(self.model_scores[metric.score]),
             )
             for metric in self.metrics
@@ -213,13 +231,28 @@ class PartScores(Evaluation):
                 )
         return sentences
 
-    def _told_apart_by(self) -> tuple[str | None, ...]:
-        return self.setting.get("split"), self.input, f"{self.model_scores.get('images')} images", self.reading
-
 
 @dataclass(frozen=True)
 class ProbeScores(Evaluation):
     """A record of evaluation.representation: how well classifiers on the frozen model do."""
+
+    @property
+    def split(self) -> str | None:
+        """The split that was classified."""
+        return self.setting["test_split"]
+
+    @property
+    def conditions(self) -> dict[str, Any]:
+        """With what the classifiers learned from."""
+        data = self.record["data"]
+        told = {
+            "images": data["test"]["images"],
+            "train_split": self.setting["train_split"],
+            "train_images": data["train"]["images"],
+            "features": self.setting["features"],
+            "probes": " ".join(self.record["scores"]),
+        }
+        return super().conditions | told
 
     @property
     def model_scores(self) -> dict[str, float | int]:
@@ -234,33 +267,20 @@ class ProbeScores(Evaluation):
         columns = ["", *(name.replace("top", "Top-") for name in measured)]
         trained = f"{train['images']:,} images of split `{self.setting['train_split']}` to learn from"
         data = f"{test['images']:,} images, {trained}, {test['classes']} classes"
-        return self._table(self.setting["test_split"], columns, rows, f"frozen {self.setting['features']}", data)
+        return self._table(columns, rows, f"frozen {self.setting['features']}", data)
 
     def model_index(self) -> list[EvalResult]:
         """An entry a classifier and accuracy."""
-        data = self.record["data"]
         return [
             self._entry(
                 ("image-classification", "Image classification by a frozen model"),
-                self.setting["test_split"],
                 metric_type="accuracy",
                 metric_name=name.replace("top", "top-"),
                 metric_config=name,
-                metric_args={
-                    "image_size": self.input,
-                    "images": data["test"]["images"],
-                    "images_to_learn_from": data["train"]["images"],
-                    "features": self.setting["features"],
-                },
                 metric_value=float(value),
             )
             for name, value in self.model_scores.items()
         ]
-
-    def _told_apart_by(self) -> tuple[str | None, ...]:
-        data = self.record["data"]
-        images = f"{data['test']['images']} images", f"{data['train']['images']} to learn from"
-        return self.setting["test_split"], self.input, *images, f"frozen {self.setting['features']}", *self.record["scores"]
 
 
 def evaluation_of(record: dict[str, Any]) -> Evaluation:

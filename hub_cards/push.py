@@ -67,7 +67,8 @@ def push_model(
         any_model: Accept results of other weights, see `hub_cards.results.adopt`.
         eval_results: Tasks of leaderboards and their scores, see `hub_cards.results.as_eval_results`.
         revision: Branch to push to; made from main if it is not there.
-        create_pr: Open a pull request for main, instead.
+        create_pr: Open a pull request for main instead, for which one need not have the right to write; the repository must
+            be there. None is opened where an open one of the same user makes the same change.
         private: Make the repository private if it is made; None leaves that to its owner's default.
         prose: Whose card's own prose and metadata to keep, where folder and repository both have some that differ.
         message: Of the commit.
@@ -79,10 +80,13 @@ def push_model(
         PushError: If the Hub cannot be reached or refuses.
     """
     check_name(repo_id)
-    _check_target(revision, create_pr)
+    _check_target(revision, create_pr, private)
     work_out = changes_of_model(Path(folder), repo_id, results, any_model, eval_results, prose)
     work_out(Snapshot(repo_id))  # what is refused whatever is there leaves no empty repository
-    prepare_repository(repo_id, private)
+    if create_pr:
+        check_rights(repo_id, write=False)
+    else:
+        prepare_repository(repo_id, private)
     return Pushed(*commit(repo_id, work_out, message, revision, create_pr))
 
 
@@ -98,14 +102,18 @@ def push_results(
 ) -> Pushed:
     """Add results to a model that is on the Hub, and to its card; arguments and errors as in `push_model`."""
     _check_target(revision, create_pr)
-    check_rights(repo_id)
+    check_rights(repo_id, write=not create_pr)
     work_out = changes_of_results(repo_id, results, any_model, eval_results)
     return Pushed(*commit(repo_id, work_out, message, revision, create_pr))
 
 
-def _check_target(revision: str, create_pr: bool) -> None:
+def _check_target(revision: str, create_pr: bool, private: bool | None = None) -> None:
     if create_pr and revision != MAIN:
         raise ValueError(f"create_pr opens a pull request for main, and revision={revision} was given; leave one of them out.")
+    if create_pr and private:
+        raise ValueError(
+            "create_pr proposes a change to a repository that is there, and private makes one; leave one of them out."
+        )
 
 
 def dry_run(repo_id: str, work_out: Callable[[Snapshot], Change], revision: str = MAIN) -> str:

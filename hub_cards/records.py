@@ -7,6 +7,7 @@ import json
 import math
 import os
 import re
+import shlex
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -26,7 +27,7 @@ TRAINING_KEYS = (
     "mixed_precision",
     "versions",
 )
-ABSOLUTE_FOLDER = re.compile(r"(?<![\w.~/-])/([^\s'\":/]+/)+")  # in a command, or in patch_kmeans:/home/of/somebody/model
+ABSOLUTE_FOLDER = re.compile(r"(file://|(?<![\w.~/-]))/([^\s'\":/][^'\":/]*/)+")  # also in patch_kmeans:/home/of/somebody/model
 WEIGHT_FILE = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors")  # as save_pretrained names them, and no adapter's
 HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")  # owner/name
 
@@ -115,16 +116,23 @@ def _read_training(path: Path) -> dict[str, Any] | None:
     if not path.is_file():
         return None
     training = read_json(path, TRAINING_KEYS, "the record of training")
-    named = [asdict(data) for data in _data_of(training["settings"])]
-    return {"data_sets": named} | training  # those of a folder that came from the Hub stand
+    return {"data_sets": name_training_data(training["settings"])} | training
 
 
-def _data_of(settings: Mapping[str, Any]) -> list[DataSetName]:
-    """None given means the rendered one."""
+def name_training_data(settings: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """What a training calls its data sets in its record; to be asked where they lie, for a path may look like a Hub name.
+
+    Args:
+        settings: Of the training; no data set given means the rendered one.
+
+    Returns:
+        A `DataSetName` each, as a dict.
+    """
     if settings["dataset"] is not None:
-        return [_name_of(dataset) for dataset in as_list(settings["dataset"])]
-    made = (settings[f"synthetic_{name}"] for name in ("images", "image_size", "difficulty", "seed"))
-    return [_rendered(*made)]
+        names = [_name_of(dataset) for dataset in as_list(settings["dataset"])]
+    else:
+        names = [_rendered(*(settings[f"synthetic_{name}"] for name in ("images", "image_size", "difficulty", "seed")))]
+    return [asdict(name) for name in names]
 
 
 def as_list(value: Any) -> list:
@@ -139,7 +147,7 @@ def scored_data(settings: Mapping[str, Any]) -> DataSetName:
         return _rendered(made["images"], made["image_size_px"], made["difficulty"], made["seed"])
     if settings.get("benchmark") and settings.get("root"):
         return DataSetName(settings["benchmark"], f"`{settings['benchmark']}` of `python -m evaluation.benchmarks`")
-    return _name_of(settings["dataset"])
+    return _name_of(settings["dataset"], settings.get("dataset_is_local"))
 
 
 def _rendered(images: int, image_size_px: int, difficulty: Any, seed: int) -> DataSetName:
@@ -148,9 +156,11 @@ def _rendered(images: int, image_size_px: int, difficulty: Any, seed: int) -> Da
     return DataSetName("synthetic_parts", title, synthetic=True)
 
 
-def _name_of(dataset: str) -> DataSetName:
+def _name_of(dataset: str, is_local: bool | None = None) -> DataSetName:
     """A Hub name stays whole; of a path only the last part is told, for the rest is that machine's own business."""
-    if HUB_NAME.fullmatch(dataset) and not dataset.startswith(".") and not os.path.exists(dataset):
+    if is_local is None:  # a record from before it was told
+        is_local = os.path.exists(dataset)
+    if HUB_NAME.fullmatch(dataset) and not dataset.startswith(".") and not is_local:
         return DataSetName(dataset, f"[{dataset}](https://huggingface.co/datasets/{dataset})", on_hub=True)
     name = Path(dataset).resolve().name
     return DataSetName(name, f"`{name}` (local data)")
@@ -206,14 +216,13 @@ def pixels(size: Any) -> str:
 def without_places(value: Any) -> Any:
     """A record's absolute paths, of which the last part stays: the rest is the measuring machine's own business."""
     if isinstance(value, Mapping):
-        return {name: without_places(entry) for name, entry in value.items()}
+        return {
+            name: shlex.join(without_places(shlex.split(entry))) if name == "command" else without_places(entry)
+            for name, entry in value.items()
+        }
     if isinstance(value, list):
         return [without_places(entry) for entry in value]
-    if not isinstance(value, str):
-        return value
-    if os.path.isabs(value):
-        return Path(value).name  # there may be spaces in it
-    return ABSOLUTE_FOLDER.sub("", value)
+    return ABSOLUTE_FOLDER.sub("", value) if isinstance(value, str) else value
 
 
 def hash_weight_files(folder: Path) -> dict[str, str]:

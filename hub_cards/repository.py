@@ -8,7 +8,7 @@ import io
 import json
 import random
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -75,13 +75,20 @@ class Change:
     Attributes:
         additions: Files to write, new or other than those that are there.
         deletions: Files to remove.
+        digests: SHA-256 that files to write must have, if they are there, for others tell of them.
     """
 
     additions: Mapping[str, bytes | Path]
     deletions: frozenset[str] = frozenset()
+    digests: Mapping[str, str] = field(default_factory=dict)
 
     def __bool__(self) -> bool:
         return bool(self.additions or self.deletions)
+
+    def is_in(self, snapshot: Snapshot) -> bool:
+        """Whether it was made already."""
+        written = all(snapshot.holds(path, content) for path, content in self.additions.items())
+        return written and not self.deletions & snapshot.hashes.keys()
 
 
 def look(repo_id: str, revision: str = MAIN) -> Snapshot:
@@ -112,7 +119,7 @@ def commit(
         work_out: Gives the change for a snapshot; called anew whenever the repository may have changed.
         message: Of the commit.
         revision: Branch; made from main if it is not there.
-        create_pr: Propose the change in a pull request to main. If its answer is lost that is told, and it is not repeated.
+        create_pr: Propose the change in a pull request to main, unless there is an open one of the same user that does.
 
     Returns:
         The address of the commit or the pull request, and the change; without a change that of the commit that is there.
@@ -126,11 +133,6 @@ def commit(
                 return _commit_once(repo_id, work_out, message, revision, create_pr)
             except RETRIED as error:
                 wait_s = _wait_s(error, attempt)
-                if create_pr and wait_s is not None and not _is_refusal(error):
-                    raise PushError(
-                        f"The Hub failed while a pull request was made ({error}), which may be open all the same: look "
-                        f"at {HfApi().endpoint}/{repo_id}/discussions, and push again if it is not there."
-                    ) from error
                 if wait_s is None or attempt == MAX_TRIES:
                     raise
                 time.sleep(wait_s)
@@ -151,9 +153,10 @@ def prepare_repository(repo_id: str, private: bool | None = None) -> None:
     check_name(repo_id)
     api = HfApi()
     with refusals_told(repo_id):
-        _patiently(api.whoami)  # tells an invalid token from a missing right, which the calls below do not
+        _patiently(api.whoami)
         _patiently(lambda: api.create_repo(repo_id, private=private, exist_ok=True))
-        _patiently(lambda: api.auth_check(repo_id, write=True))
+    check_rights(repo_id)
+    with refusals_told(repo_id):
         is_public = not _patiently(lambda: api.model_info(repo_id)).private
     if private and is_public:
         raise PushError(
@@ -162,13 +165,13 @@ def prepare_repository(repo_id: str, private: bool | None = None) -> None:
         )
 
 
-def check_rights(repo_id: str) -> None:
-    """Make sure that a repository is there and that the token may write to it; errors as in `prepare_repository`."""
+def check_rights(repo_id: str, write: bool = True) -> None:
+    """Make sure that a repository is there and that the token may see it, or write to it; errors as in `prepare_repository`."""
     check_name(repo_id)
     api = HfApi()
     with refusals_told(repo_id):
-        _patiently(api.whoami)
-        _patiently(lambda: api.auth_check(repo_id, write=True))
+        _patiently(api.whoami)  # tells an invalid token from a missing right, which the other calls do not
+        _patiently(lambda: api.auth_check(repo_id, write=write))
 
 
 def check_name(repo_id: str) -> None:
@@ -196,8 +199,12 @@ def _commit_once(
         api.create_branch(repo_id, branch=revision, revision=snapshot.commit, exist_ok=True)
     if not change:
         return f"{api.endpoint}/{repo_id}/commit/{snapshot.commit}", change
+    if create_pr and (proposed := _proposed(repo_id, change)):
+        return proposed, Change({})
+    additions = [CommitOperationAdd(path, content) for path, content in sorted(change.additions.items())]
+    _check_digests(additions, change.digests)
     operations: list[CommitOperationAdd | CommitOperationCopy | CommitOperationDelete] = [
-        *(CommitOperationAdd(path, content) for path, content in sorted(change.additions.items())),
+        *additions,
         *(CommitOperationDelete(path) for path in sorted(change.deletions)),
     ]
     # Not upload_folder, which makes several commits of an upload that is large or slow.
@@ -212,9 +219,27 @@ def _commit_once(
     return made.pr_url or made.commit_url, change
 
 
-def _is_refusal(error: BaseException) -> bool:
-    """Whether nothing can have happened; else a pull request may have been opened, and another try would open a second one."""
-    return isinstance(error, HfHubHTTPError) and error.response.status_code in (CONFLICT, 429)
+def _proposed(repo_id: str, change: Change) -> str | None:
+    """Address of an open pull request of the same user that makes this very change: every other would open one more."""
+    api = HfApi()
+    mine = api.get_repo_discussions(
+        repo_id, author=api.whoami()["name"], discussion_type="pull_request", discussion_status="open"
+    )
+    for proposed in mine:
+        assert proposed.git_reference is not None  # a pull request has one
+        if change.is_in(look(repo_id, proposed.git_reference)):
+            return proposed.url
+    return None
+
+
+def _check_digests(additions: Iterable[CommitOperationAdd], digests: Mapping[str, str]) -> None:
+    sent = {addition.path_in_repo: addition.upload_info.sha256.hex() for addition in additions}
+    changed = [path for path, digest in sent.items() if digests.get(path, digest) != digest]
+    if changed:
+        raise PushError(
+            f"{', '.join(changed)} changed while being pushed; card and results tell of what was there before. Nothing was "
+            "sent. Push again when nothing writes to the folder any more."
+        )
 
 
 def _patiently(ask):
@@ -285,7 +310,9 @@ def _reason(error: HfHubHTTPError, repo_id: str) -> str:
     status = error.response.status_code
     if status == 401 and error.response.request.url.path.endswith("/whoami-v2"):
         return "The Hub does not know the token (401). Run `hf auth login` anew, or set HF_TOKEN to a valid one."
-    if status in (401, 403) or isinstance(error, RepositoryNotFoundError):
+    if isinstance(error, RepositoryNotFoundError):
+        return f"There is no repository {repo_id} that the token may see ({status}). Check the name; push a model first."
+    if status in (401, 403):
         return (
             f"The token may not write to {repo_id} ({status}). Take one with write access "
             "(https://huggingface.co/settings/tokens), or name a repository of yours: owner/name."

@@ -73,8 +73,8 @@ def adopt_all(paths: Sequence[str | Path], model: ModelRecord, any_model: bool =
         evaluation = adopt(path, model, any_model)
         if evaluation.name in evaluations:
             raise ValueError(
-                f"{path} scores {evaluation.data.identifier} like a file before it (configuration, split, input, images and "
-                "reading are the same); a card can show one of them. Name only one."
+                f"{path} scores {evaluation.data.identifier} like a file before it (configuration, split, size, images and "
+                "options are the same); a card can show one of them. Name only one."
             )
         evaluations[evaluation.name] = evaluation
     return list(evaluations.values())

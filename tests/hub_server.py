@@ -16,7 +16,12 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import RLock, Thread
 from urllib.parse import parse_qs, unquote
 
-LARGE_SUFFIXES = (".safetensors", ".png", ".bin", ".parquet")  # of files that the Hub wants by LFS
+LARGE_SUFFIXES = (
+    ".safetensors",
+    ".png",
+    ".bin",
+    ".parquet",
+)  # of files that the Hub wants by LFS, as long as no test changes it
 
 
 @dataclass
@@ -24,6 +29,7 @@ class Commit:
     oid: str
     message: str
     files: dict[str, bytes]
+    author: str = "owner"
 
 
 @dataclass
@@ -246,6 +252,26 @@ class HubServer:
         headers["Content-Range"] = f"bytes {first}-{last}/{len(content)}"
         return Answer(206, content[first : last + 1], headers)
 
+    def discussions(self, ask, kind, name):
+        """Pull requests, all of them open."""
+        branches = self._repository(ask, kind, name).branches
+        proposed = {branch: commits[-1] for branch, commits in branches.items() if branch.startswith("refs/pr/")}
+        author = ask.query.get("author", [None])[0]
+        told = [
+            {
+                "num": int(branch.removeprefix("refs/pr/")),
+                "title": commit.message,
+                "author": {"name": commit.author},
+                "createdAt": _DATE,
+                "status": "open",
+                "repo": {"name": name, "type": kind.removesuffix("s")},
+                "isPullRequest": True,
+            }
+            for branch, commit in proposed.items()
+            if author in (None, commit.author)
+        ]
+        return {"discussions": told, "count": len(told), "start": 0}
+
     def make_branch(self, ask, kind, name, branch):
         repository = self._repository(ask, kind, name, write=True)
         if branch in repository.branches:
@@ -254,7 +280,7 @@ class HubServer:
         return {}
 
     def preupload(self, ask, kind, name, revision):
-        there = self._repository(ask, kind, name, write=True).at(revision).files
+        there = self._repository(ask, kind, name, write=ask.write_unless_proposed).at(revision).files
         answers = []
         for file in ask.json()["files"]:
             path = file["path"]
@@ -264,7 +290,7 @@ class HubServer:
         return {"files": answers}
 
     def large_files(self, ask, name):
-        self._repository(ask, "models", name, write=True)
+        self._repository(ask, "models", name)  # who proposes a change sends files, too
         objects = []
         for wanted in ask.json()["objects"]:
             action = {"actions": {"upload": {"href": f"{self.url}/lfs/{wanted['oid']}", "header": {}}}}
@@ -278,11 +304,15 @@ class HubServer:
         return {}
 
     def commit(self, ask, kind, name, revision):
-        repository = self._repository(ask, kind, name, write=True)
+        repository = self._repository(ask, kind, name, write=ask.write_unless_proposed)
+        if ask.token in self.readers:
+            raise Refusal(403, "Your token may only read")
+        if revision not in repository.branches:
+            raise Refusal(400, f"{revision} is no branch")
         header, *operations = [json.loads(line) for line in ask.content.splitlines()]
         header = header["value"]
         parent = repository.at(revision)
-        proposed = ask.query.get("create_pr") == ["1"]
+        proposed = not ask.write_unless_proposed
         if not proposed and header.get("parentCommit", parent.oid) != parent.oid:
             raise Refusal(412, "A commit has happened since. Please refresh and try again.")
         files = dict(parent.files)
@@ -296,7 +326,7 @@ class HubServer:
                 case "deletedFile":
                     del files[value["path"]]
         oid = hashlib.sha1(parent.oid.encode() + ask.content).hexdigest()
-        made = Commit(oid, header["summary"], files)
+        made = Commit(oid, header["summary"], files, self._user(ask))
         answer = {"commitUrl": f"{self.url}/{name}/commit/{oid}", "commitOid": oid, "success": True}
         if not proposed:
             repository.branches[revision].append(made)
@@ -333,6 +363,7 @@ _ENDPOINTS = [
     (f"GET /api/{_KIND}/{_NAME}/refs", HubServer.refs),
     (f"GET /api/{_KIND}/{_NAME}/tree/([^/]+)(/.*)?", HubServer.tree),
     (f"POST /api/{_KIND}/{_NAME}/paths-info/([^/]+)", HubServer.paths_info),
+    (f"GET /api/{_KIND}/{_NAME}/discussions", HubServer.discussions),
     (f"POST /api/{_KIND}/{_NAME}/branch/(.+)", HubServer.make_branch),
     (f"POST /api/{_KIND}/{_NAME}/preupload/([^/]+)", HubServer.preupload),
     (f"POST /api/{_KIND}/{_NAME}/commit/([^/]+)", HubServer.commit),
@@ -356,6 +387,11 @@ class _Request:
     @property
     def is_json(self):
         return bool(re.search("[/+]json", self.headers.get("Content-Type", "")))  # and not ndjson
+
+    @property
+    def write_unless_proposed(self):
+        """Whether the right to write is needed: a pull request may be opened by all who may read."""
+        return self.query.get("create_pr") != ["1"]
 
     def json(self):
         return json.loads(self.content or b"null")

@@ -11,6 +11,7 @@ from accelerate.utils import broadcast_object_list
 from transformers import PreTrainedModel, ViTImageProcessor
 
 from evaluation.register_attention_variants import RATS_FOR_PARTS
+from hub_cards.records import name_training_data
 from modeling_rats import RatsImageProcessor
 from training.networks import RATS_TYPES, build_backbone_and_head, build_config
 from training.ranks import on_all_ranks
@@ -72,6 +73,7 @@ def _write(run: Run, model: PreTrainedModel, folder: Path) -> None:
     settings = run.settings
     record = {
         "settings": flat(settings),
+        "data_sets": name_training_data(flat(settings)),
         "steps": run.step,
         "images_seen": run.step * settings.training.batch_size,
         "seconds": round(run.seconds, 1),

@@ -89,6 +89,7 @@ def write_scores(model_folder, tmp_path):
                 "revision": None,
                 "dataset": str(model_folder.parent / "data"),
                 "rendered": None if "dataset" in settings else RENDERED,
+                "dataset_is_local": "dataset" not in settings,
                 "config": None,
                 "split": "validation",
                 "image_size": {"height": 64, "width": 64},

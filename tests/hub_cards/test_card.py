@@ -319,3 +319,10 @@ def test_the_command_refuses_and_writes_nothing(model_folder, arguments, reason,
 def test_the_template_refuses_to_tell_nothing(value):
     with pytest.raises(ValueError, match="tells a reader nothing"):
         _told(value)
+
+
+def test_metadata_below_an_empty_line_is_metadata(model_folder):
+    card = write_card(model_folder)
+    card.write_text("\n" + card.read_text().replace("license: mit", "license: apache-2.0"))
+    again = write_card(model_folder).read_text()
+    assert ModelCard(again).data.license == "apache-2.0" and again.count("library_name:") == 1

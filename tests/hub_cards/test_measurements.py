@@ -49,10 +49,21 @@ def test_classifiers_stand_beside_parts(model_folder, write_scores):
         ("someone/birds", "linear top-1"): 81.25,
     }
     assert ModelCard(text).data.metrics == ["accuracy", "m2o_miou", "o2o_miou", "ari"]
-    assert sorted(path.name for path in (model_folder / "results").iterdir()) == [
-        "someone-birds-test-64x64-px-200-images-4000-to-learn-from-frozen-registers-20-NN-linear.json",
-        "synthetic_parts-validation-64x64-px-1234-images.json",
+    assert sorted(path.stem[:-9] for path in (model_folder / "results").iterdir()) == [
+        "someone-birds-test-64x64-px-200-images",
+        "synthetic_parts-validation-64x64-px-1234-images",
     ]
+
+
+def test_classifiers_of_other_labels_or_features_are_other_measurements(model_folder, write_scores):
+    model = read_model(model_folder)
+    names = set()
+    for changes in ({}, {"label_column": "species"}, {"features": "patches"}, {"train_split": "validation"}):
+        path = write_probes(write_scores)
+        record = json.loads(path.read_text())
+        path.write_text(json.dumps(record | {"settings": record["settings"] | changes}))
+        names.add(adopt(path, model).name)
+    assert len(names) == 4
 
 
 def test_a_measurement_reads_back(model_folder, write_scores):

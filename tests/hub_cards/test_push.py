@@ -5,6 +5,7 @@ import subprocess
 import sys
 from os import environ
 from types import SimpleNamespace
+from unittest.mock import patch
 
 import pytest
 import yaml
@@ -12,8 +13,10 @@ from huggingface_hub import ModelCard, parse_eval_result_entries
 from safetensors.numpy import load_file, save_file
 
 from hub_cards.card import find_assets, write_card
+from hub_cards.contents import gather
 from hub_cards.push import main, push_model, push_results
 from hub_cards.repository import PushError, prepare_repository
+from modeling_rats.remote_code import AUTO_MAP
 from tests.hub_server import Fault, HubServer, Repository
 
 NAME = "owner/rats-tiny"
@@ -62,7 +65,7 @@ def test_a_folder_arrives_whole_in_one_commit_and_is_left_as_it_was(model_folder
     assert arrived.keys() - before.keys() > ADDED and contents(model_folder) == before
     assert json.loads(arrived["config.json"])["auto_map"]["AutoModel"] == "modeling_rats.RatsModel"
     assert results_in(repository) == ({("synthetic_parts", "validation")}, 1)
-    assert "results/synthetic_parts-validation-64x64-px-1234-images.json" in arrived
+    assert sum(path.startswith("results/synthetic_parts-validation-64x64-px-1234-images-") for path in arrived) == 1
     assert pushed.url == f"{hub.url}/{NAME}/commit/{repository.head.oid}" and not repository.private
     assert len(hub.objects) == 1 and "POST /api/validate-yaml" in hub.requests
 
@@ -196,6 +199,13 @@ def test_leaderboards_are_written_for_data_sets_of_the_hub_on_request(model_fold
     (place,) = (path for path in hub.repositories[NAME].head.files if path.startswith(".eval_results"))
     (entry,) = parse_eval_result_entries(yaml.safe_load(hub.repositories[NAME].head.files[place]))
     assert (entry.dataset_id, entry.task_id, entry.dataset_revision, entry.value) == ("someone/birds", "parts", "v1", 21.5)
+    record = json.loads(results[1].read_text())
+    record["scores"]["model"]["m2o_miou_foreground"] = 33.25
+    results[1].write_text(json.dumps(record))
+    with pytest.raises(SystemExit, match=r"\.eval_results/.*yaml of .* would tell scores of a record that is replaced"):
+        main(arguments)
+    main([*arguments, "--eval_results", "parts=m2o_miou_foreground"])
+    assert b"33.25" in hub.repositories[NAME].head.files[place]
     with pytest.raises(SystemExit, match="No result on a data set of the Hub has accuracy"):
         main([*arguments, "--eval_results", "parts=accuracy"])
     with pytest.raises(ValueError, match="No result on a data set of the Hub has ari"):
@@ -264,10 +274,78 @@ def test_a_branch_is_made_and_a_pull_request_opened(model_folder, write_scores, 
 
 def test_a_pull_request_whose_answer_is_lost_is_not_opened_twice(model_folder, write_scores, hub, waits):
     push_model(model_folder, NAME)
-    hub.faults = [Fault("/commit/main", drop="after")]
-    with pytest.raises(PushError, match=r"may be open all the same.*discussions"):
+    hub.faults = [Fault("/commit/main", drop="after", times=1)]
+    pushed = push_results(NAME, [write_scores()], create_pr=True)
+    assert pushed.url == f"{hub.url}/{NAME}/discussions/1" and len(waits.ours) == 1
+    assert push_results(NAME, [write_scores()], create_pr=True).url == pushed.url  # nor by the same command
+    assert push_results(NAME, [write_scores(split="test")], create_pr=True).url == f"{hub.url}/{NAME}/discussions/2"
+    assert sum(name.startswith("refs/pr/") for name in hub.repositories[NAME].branches) == 2
+
+
+def test_who_may_not_write_may_propose(model_folder, write_scores, hub, monkeypatch):
+    push_model(model_folder, NAME)
+    with pytest.raises(ValueError, match="create_pr proposes a change to a repository that is there, and private makes one"):
+        push_model(model_folder, NAME, create_pr=True, private=True)
+    with pytest.raises(PushError, match="There is no repository owner/nowhere that the token may see"):
+        push_model(model_folder, "owner/nowhere", create_pr=True)
+    monkeypatch.setenv("HF_TOKEN", "hf_stranger")
+    with pytest.raises(PushError, match="may not write to owner/rats-tiny"):
+        push_results(NAME, [write_scores()])
+    assert push_results(NAME, [write_scores()], create_pr=True).url == f"{hub.url}/{NAME}/discussions/1"
+    (model_folder / "notes.md").write_text("A note.")
+    assert push_model(model_folder, NAME, create_pr=True).url == f"{hub.url}/{NAME}/discussions/2"
+    proposed = hub.repositories[NAME].branches["refs/pr/2"][-1]
+    assert (
+        proposed.author == "stranger" and proposed.files["notes.md"] == b"A note." and len(hub.repositories[NAME].commits) == 2
+    )
+    monkeypatch.setenv("HF_TOKEN", "hf_reader")
+    with pytest.raises(PushError, match=r"may not write to owner/rats-tiny \(403\)"):
         push_results(NAME, [write_scores()], create_pr=True)
-    assert sum(name.startswith("refs/pr/") for name in hub.repositories[NAME].branches) == 1
+
+
+def test_a_branch_is_no_commit(model_folder, write_scores, hub):
+    push_model(model_folder, NAME)
+    with pytest.raises(PushError, match="is no branch"):
+        push_results(NAME, [write_scores()], revision=hub.repositories[NAME].head.oid)
+
+
+def test_weights_that_change_meanwhile_are_not_told_to_be_the_measured_ones(model_folder, write_scores, hub):
+    weights = model_folder / "model.safetensors"
+
+    def train_on():
+        tensors = load_file(weights)
+        save_file({name: tensor + 1 for name, tensor in tensors.items()}, weights, metadata={"format": "pt"})
+
+    with (
+        patch("hub_cards.changes.gather", side_effect=lambda *given: [train_on(), gather(*given)][1]),
+        pytest.raises(PushError, match=r"model\.safetensors changed while being pushed.*Push again"),
+    ):
+        push_model(model_folder, NAME, [write_scores()])
+    assert len(hub.repositories[NAME].commits) == 1 and not hub.objects
+    push_model(model_folder, NAME)
+    assert hub.repositories[NAME].head.files["model.safetensors"] == weights.read_bytes()
+
+
+def test_files_may_be_kept_in_git_and_not_as_large_ones(model_folder, write_scores, hub, monkeypatch):
+    monkeypatch.setattr("tests.hub_server.LARGE_SUFFIXES", (".parquet",))
+    (model_folder / "assets").mkdir()
+    (model_folder / "assets" / "curves.png").write_bytes(b"curves")
+    push_model(model_folder, NAME, [write_scores()])
+    assert not hub.objects and not push_model(model_folder, NAME).change
+    push_results(NAME, [write_scores(split="test")])
+    assert results_in(hub.repositories[NAME])[1] == 2
+
+
+def test_code_of_ones_own_is_found(model_folder, edit_json, hub):
+    for file in model_folder.glob("*.py"):
+        file.unlink()
+    (model_folder / "modeling_mine.py").write_text("# mine\n")
+    edit_json(model_folder / "config.json", auto_map=None)
+    push_model(model_folder, NAME)
+    files = hub.repositories[NAME].head.files
+    assert (
+        "modeling_rats.py" not in files and json.loads(files["config.json"])["auto_map"]["AutoModel"] == AUTO_MAP["AutoModel"]
+    )
 
 
 def test_a_dry_run_shows_everything_and_changes_nothing(model_folder, write_scores, hub, capsys):
@@ -382,7 +460,7 @@ def test_results_for_what_is_no_model_are_refused(write_scores, hub):
     hub.add(NAME, {"README.md": b"hello"})
     with pytest.raises(FileNotFoundError, match=r"has no config\.json"):
         push_results(NAME, [write_scores()])
-    with pytest.raises(PushError, match="may not write to owner/nowhere"):
+    with pytest.raises(PushError, match="There is no repository owner/nowhere that the token may see"):
         push_results("owner/nowhere", [write_scores()])
     with pytest.raises(ValueError, match="--results_only needs --results"):
         push_results(NAME, [])

@@ -60,6 +60,8 @@ def test_data_sets_are_told_by_hub_name_or_last_part_of_the_path(model_folder, t
     rendered = scored_data({"dataset": "data", "rendered": {"images": 9, "image_size_px": 64, "seed": 3, "difficulty": "easy"}})
     assert rendered.synthetic and "(9 images, 64 px, difficulty easy, seed 3)" in rendered.title
     assert training_data(read_model(model_folder).training)[0].synthetic
+    assert scored_data({"dataset": "data/fish"}).on_hub  # so it reads where no such folder is
+    assert not scored_data({"dataset": "data/fish", "dataset_is_local": True}).on_hub
     benchmark = scored_data({"dataset": "/data/parts", "benchmark": "car_parts", "root": "/data/parts"})
     assert benchmark.identifier == "car_parts"
 
@@ -76,15 +78,17 @@ def test_a_folder_from_the_hub_keeps_the_names_of_its_training_data(model_folder
 def test_places_of_a_machine_are_left_behind():
     record = {
         "model": "/home/somebody/runs/a b/model",
-        "baselines": ["patch_kmeans:/home/somebody/vit/model", "slic"],
-        "command": "python -m x --model /home/somebody/model --root './data/of mine' --output '/data/my scores.json'",
+        "baselines": ["patch_kmeans:/home/somebody/a b/model", "slic"],
+        "dataset": "file:///data/of mine/birds",
+        "command": "python -m x --model /a/model --baselines 'k:/b c/d' --root './data/of mine' --output '/my scores.json'",
         "told": "M2O / O2O, see https://example.org/a/b; outputs/model 1/2",
         "number": 1.5,
     }
     assert without_places(record) == {
         "model": "model",
         "baselines": ["patch_kmeans:model", "slic"],
-        "command": "python -m x --model model --root './data/of mine' --output 'my scores.json'",
+        "dataset": "birds",
+        "command": "python -m x --model model --baselines k:d --root './data/of mine' --output 'my scores.json'",
         "told": "M2O / O2O, see https://example.org/a/b; outputs/model 1/2",
         "number": 1.5,
     }

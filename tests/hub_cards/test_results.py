@@ -1,12 +1,14 @@
 """What is no score file, or another model's, is refused; results know each other again and go with the folder."""
 
 import json
+import re
 
 import pytest
 from safetensors.numpy import load_file, save_file
 
 from hub_cards.records import read_model
 from hub_cards.results import adopt, adopt_all, as_files, check_weights, is_of, parse, read_results
+from tests.hub_cards.conftest import RENDERED
 
 
 @pytest.mark.parametrize(
@@ -78,7 +80,7 @@ def test_a_result_reads_back_as_it_was_adopted(model_folder, write_scores):
     model = read_model(model_folder)
     (evaluation,) = adopt_all([write_scores()], model)
     ((place, content),) = as_files([evaluation]).items()
-    assert place == "results/synthetic_parts-validation-64x64-px-1234-images.json"
+    assert re.fullmatch(r"results/synthetic_parts-validation-64x64-px-1234-images-[0-9a-f]{8}\.json", place)
     assert parse(content, place) == evaluation and b"o2o_miou_foreground" not in content
     (model_folder / "results").mkdir()
     (model_folder / place).write_bytes(content)
@@ -94,17 +96,37 @@ def test_measurements_are_told_apart_by_all_that_decides_them(model_folder, writ
         {"config": "birds"},
         {"part_layer": -2},
         {"part_similarity": "registers"},
+        {"rendered": RENDERED | {"seed": 2}},
+        {"rendered": RENDERED | {"difficulty": "easy"}},
+        {"dataset": "a/b"},
+        {"dataset": "a/b", "dataset_revision": "v1"},
+        {"dataset": "a/b", "mask_column": "fine"},
+        {"dataset": "a/b", "image_column": "photo"},
+        {"dataset": "a/b", "ignore_label": 0},
     ]
-    names = [adopt(write_scores(**settings), read_model(model_folder)).name for settings in [*others, {"dataset": "a/b"}]]
-    assert len(set(names)) == len(names)
-    assert names[4].endswith("1234-images-part_layer=-2") and names[6] == "a-b-validation-64x64-px-1234-images"
+    model = read_model(model_folder)
+    evaluations = adopt_all([write_scores(f"{index}.json", **settings) for index, settings in enumerate(others)], model)
+    told = {
+        (result.dataset_type, result.dataset_config, result.dataset_split, *map(str, result.metric_args.items()))
+        for evaluation in evaluations
+        for result in evaluation.model_index()
+    }
+    assert len(told) == len(others)
+
+
+def test_the_same_measured_again_has_the_same_name(model_folder, write_scores):
+    model = read_model(model_folder)
+    first = adopt(write_scores(), model)
+    assert adopt(write_scores(seed=4, batch_size=2, baselines=["slic"], output="elsewhere.json"), model).name == first.name
+    with pytest.raises(ValueError, match="scores synthetic_parts like a file before it"):
+        adopt_all([write_scores("a.json"), write_scores("b.json", seed=4)], model)
 
 
 def test_a_reading_that_the_command_asked_for_is_no_other_model(model_folder, write_scores, edit_json):
     path = write_scores(part_similarity="claimed_patches")
     config = json.loads(path.read_text())["model_config"]
     edit_json(path, model_config=config | {"part_similarity": "claimed_patches"})
-    assert adopt(path, read_model(model_folder)).name.endswith("images-part_similarity=claimed_patches")
+    assert adopt(path, read_model(model_folder)).conditions["part_similarity"] == "claimed_patches"
 
 
 def test_results_of_weights_that_are_gone_are_told(model_folder, write_scores):
