@@ -80,7 +80,7 @@ def test_places_of_a_machine_are_left_behind():
         "model": "/home/somebody/runs/a b/model",
         "baselines": ["patch_kmeans:/home/somebody/a b/model", "slic"],
         "dataset": "file:///data/of mine/birds",
-        "command": "python -m x --model /a/model --baselines 'k:/b c/d' --root './data/of mine' --output '/my scores.json'",
+        "command": "python -m x --model /a/model --baselines 'k:/b c/d' --root './of mine' --output '/d/my x.json'",
         "told": "M2O / O2O, see https://example.org/a/b; outputs/model 1/2",
         "number": 1.5,
     }
@@ -88,7 +88,7 @@ def test_places_of_a_machine_are_left_behind():
         "model": "model",
         "baselines": ["patch_kmeans:model", "slic"],
         "dataset": "birds",
-        "command": "python -m x --model model --baselines k:d --root './data/of mine' --output 'my scores.json'",
+        "command": "python -m x --model model --baselines k:d --root './of mine' --output 'my x.json'",
         "told": "M2O / O2O, see https://example.org/a/b; outputs/model 1/2",
         "number": 1.5,
     }
