@@ -31,6 +31,7 @@ from .modeling_rats import (
     RatsModel,
     RatsPreTrainedModel,
 )
+from .part_dictionary import PartDictionary, PartEntry
 from .pipeline_rats import PartSegmentationPipeline
 from .version import __version__
 from .warm_start_rats import WarmStartReport, load_vit_weights, warm_start
@@ -65,6 +66,8 @@ def _register() -> None:
 _register()
 
 __all__ = [
+    "PartDictionary",
+    "PartEntry",
     "PartSegmentationPipeline",
     "RatsBackbone",
     "RatsBackboneOutput",

@@ -106,6 +106,9 @@ class RatsPartSegmentationOutput(ModelOutput):
         Cosine of each register token with each patch token.
     register_heads (`torch.LongTensor` of shape `(batch_size, num_registers)`, *optional*):
         Attention head that owns each register; None if `partition_registers` is off and no head owns any.
+    patch_features (`torch.FloatTensor` of shape `(batch_size, hidden_size, rows, columns)`, *optional*):
+        Patch tokens that parts are read from: of block `config.part_layer`, after the final LayerNorm; with
+        `output_patch_features=True`.
     attentions (`tuple(torch.FloatTensor)`, *optional*, returned when `output_attentions=True`):
         Compress maps of each layer, `(batch_size, num_heads, num_registers_per_head, num_patches)`.
     communicate_attentions (`tuple(torch.FloatTensor)`, *optional*, returned when `output_communicate_attentions=True`):
@@ -118,6 +121,7 @@ class RatsPartSegmentationOutput(ModelOutput):
     logits: torch.Tensor | None = None
     similarities: torch.Tensor | None = None
     register_heads: torch.Tensor | None = None
+    patch_features: torch.Tensor | None = None
     hidden_states: tuple[torch.Tensor, ...] | None = None
     attentions: tuple[torch.Tensor, ...] | None = None
     communicate_attentions: tuple[torch.Tensor, ...] | None = None

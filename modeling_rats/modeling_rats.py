@@ -554,13 +554,19 @@ class RatsForPartSegmentation(RatsPreTrainedModel):
     @can_return_tuple
     @auto_docstring
     def forward(
-        self, pixel_values: torch.Tensor, labels: torch.Tensor | None = None, **kwargs: Unpack[TransformersKwargs]
+        self,
+        pixel_values: torch.Tensor,
+        labels: torch.Tensor | None = None,
+        output_patch_features: bool = False,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> RatsPartSegmentationOutput:
         r"""
         pixel_values (`torch.FloatTensor` of shape `(batch_size, num_channels, height, width)`):
             Images as [`RatsImageProcessor`] gives them, of any height and width that are multiples of the patch's.
         labels (`torch.LongTensor` of shape `(batch_size, height, width)`, *optional*):
             Label of each pixel, `config.semantic_loss_ignore_index` where it does not count.
+        output_patch_features (`bool`, *optional*, defaults to `False`):
+            Also return the patch tokens that parts are read from, as [`PartDictionary`] takes them.
 
         Returns:
             [`RatsPartSegmentationOutput`], or the tuple of its fields with `return_dict=False`.
@@ -588,6 +594,7 @@ class RatsForPartSegmentation(RatsPreTrainedModel):
             logits=logits,
             similarities=similarities,
             register_heads=self._register_heads(similarities),
+            patch_features=outputs.patch_features if output_patch_features else None,
             **recorded(outputs),
         )
 
@@ -596,33 +603,41 @@ class RatsForPartSegmentation(RatsPreTrainedModel):
         return self.config.part_layer % (self.config.num_hidden_layers + 1)
 
     def _unrecorded(self, pixel_values: torch.Tensor, **kwargs: Unpack[TransformersKwargs]) -> RatsPartSegmentationOutput:
-        """The similarities alone, by no more blocks than they need."""
+        """The similarities and patch features alone, by no more blocks than they need."""
         claimed = self.config.part_similarity == "claimed_patches"
         num_layers = self._part_layer() - claimed  # of claims the last one's input is wanted, too
         outputs = self.rats(pixel_values, num_layers=num_layers, apply_layernorm=False, return_dict=True, **kwargs)
         entering = leaving = outputs.last_hidden_state
         if claimed:
             leaving = self.rats.encoder.layer[num_layers](entering)
-        similarities = self._similarities(entering, leaving, _patch_grid(pixel_values, self.config))
-        return RatsPartSegmentationOutput(similarities=similarities)
+        similarities, features = self._similarities(entering, leaving, _patch_grid(pixel_values, self.config))
+        return RatsPartSegmentationOutput(similarities=similarities, patch_features=features)
 
     @filter_output_hidden_states  # all are recorded, and those that nobody asked for are taken out again
     def _recorded(self, pixel_values: torch.Tensor, **kwargs: Unpack[TransformersKwargs]) -> RatsPartSegmentationOutput:
-        """The similarities alone, with what was asked for of all blocks."""
+        """The similarities and patch features alone, with what was asked for of all blocks."""
         outputs = self.rats(pixel_values, return_dict=True, **kwargs)
         part_layer, grid = self._part_layer(), _patch_grid(pixel_values, self.config)
         entering, leaving = (outputs.hidden_states[index] for index in (max(part_layer - 1, 0), part_layer))
-        similarities = self._similarities(entering, leaving, grid)
-        return RatsPartSegmentationOutput(similarities=similarities, **recorded(outputs))  # type: ignore[arg-type]
+        similarities, features = self._similarities(entering, leaving, grid)
+        told = recorded(outputs)
+        return RatsPartSegmentationOutput(similarities=similarities, patch_features=features, **told)  # type: ignore[arg-type]
 
-    def _similarities(self, entering: torch.Tensor, leaving: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
-        """By the tokens, (B, N + L, D), that enter the block parts are read from and those that leave it: (B, N, *grid)."""
+    def _similarities(
+        self, entering: torch.Tensor, leaving: torch.Tensor, grid: tuple[int, int]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """By the tokens, (B, N + L, D), that enter the block parts are read from and those that leave it.
+
+        Returns:
+            The similarities, (B, N, *grid), and the patch features, (B, D, *grid).
+        """
         registers, patches = _split_registers(self.rats.layernorm(leaving), self.config)
+        features = patches.transpose(1, 2).unflatten(-1, grid)  # (B, D, rows, columns)
         if self.config.part_similarity == "registers":
-            return register_patch_similarities(registers, patches, grid)
+            return register_patch_similarities(registers, patches, grid), features
         block = cast(RatsLayer, self.rats.encoder.layer[self._part_layer() - 1])
         logits = block.attention.compress_logits(block.layernorm_before(entering))  # (B, N, L)
-        return similarities_to_claimed_patches(register_claims(logits).unflatten(-1, grid), patches)
+        return similarities_to_claimed_patches(register_claims(logits).unflatten(-1, grid), patches), features
 
     def _register_heads(self, similarities: torch.Tensor) -> torch.Tensor | None:
         if not self.config.partition_registers:
