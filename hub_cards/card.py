@@ -28,7 +28,7 @@ from hub_cards.measurements import Evaluation
 from hub_cards.metadata import build_metadata, personal_metadata, widget
 from hub_cards.records import ModelRecord, read_model, training_data
 from hub_cards.regeneration import END, START, merge_body, prose_of
-from hub_cards.results import adopt_all, as_files, check_weights, read_results
+from hub_cards.results import adopt_all, as_files, check_weights, merge, read_results
 
 SHOWN = {"pictures": PICTURE, "curves": CURVES, "efficiency": EFFICIENCY, "failures": FAILURE}  # name in the template
 NO_ASSETS = Assets()
@@ -58,7 +58,7 @@ def build_card(
         validate_repo_id(repo_id)
     name = repo_id.split("/")[-1] if repo_id else _name_of_architecture(model.config)
     previous = parse_card(existing)
-    data = build_metadata(model, evaluations, name, previous.data.to_dict(), widget(assets, repo_id))
+    data = build_metadata(model, evaluations, name, previous.data, widget(assets, repo_id))
     body = _render(
         name=name,
         location='"' + (repo_id or model.folder.as_posix()).replace('"', '\\"') + '"',
@@ -85,6 +85,13 @@ def personal_parts(text: str) -> dict[str, Any]:
     return ({"prose": prose} if prose else {}) | personal_metadata(card.data.to_dict())
 
 
+def with_metadata_of(text: str, other: str) -> str:
+    """A card with the metadata of another where it has none of its own."""
+    card = parse_card(text)
+    merged = parse_card(other).data.to_dict() | card.data.to_dict()
+    return f"---\n{yaml_dump(merged, sort_keys=False).strip()}\n---\n\n{card.text}"
+
+
 def write_card(
     model_folder: str | Path,
     results: Sequence[str | Path] = (),
@@ -107,10 +114,9 @@ def write_card(
     """
     folder = Path(model_folder)
     model = read_model(folder)
-    added = {evaluation.name: evaluation for evaluation in adopt_all(results, model, any_model)}
-    known = {evaluation.name: evaluation for evaluation in read_results(folder)} | added
-    check_weights(known.values(), model)
-    evaluations = [known[name] for name in sorted(known)]
+    known, added = read_results(folder), adopt_all(results, model, any_model)
+    check_weights(known, model)
+    evaluations = merge(known, added)
 
     places = assets.places()
     shown = {file.relative_to(folder).as_posix() for file in folder.glob("assets/*")}
@@ -118,7 +124,7 @@ def write_card(
     card = folder / "README.md"
     existing = card.read_text(encoding="utf-8-sig") if card.is_file() else None
     text = build_card(model, evaluations, (shown | places.keys()) - outdated, repo_id, existing)
-    contents = as_files(added.values()) | {place: source.read_bytes() for place, source in places.items()}
+    contents = as_files(added) | {place: source.read_bytes() for place, source in places.items()}
     for place, content in contents.items():
         _replace(folder / place, content)
     _replace(card, text.encode("utf-8"))  # after the others, so that no card ever shows what is not there

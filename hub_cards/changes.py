@@ -2,7 +2,7 @@
 
 import difflib
 import hashlib
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -12,7 +12,7 @@ from huggingface_hub import HfApi
 from huggingface_hub.errors import NotASafetensorsRepoError, SafetensorsParsingError
 
 from hub_cards.assets import kind_of, outdated_pictures
-from hub_cards.card import build_card, personal_parts
+from hub_cards.card import build_card, personal_parts, with_metadata_of
 from hub_cards.contents import CARD, gather, refuse_secrets
 from hub_cards.measurements import Evaluation
 from hub_cards.records import WEIGHT_FILE, ModelRecord, read_model, read_model_without_weights
@@ -26,6 +26,7 @@ from hub_cards.results import (
     check_weights,
     is_of,
     is_result,
+    merge,
     parse,
     read_results,
 )
@@ -55,9 +56,11 @@ def changes_of_model(
     card = (folder / CARD).read_text(encoding="utf-8-sig") if (folder / CARD).is_file() else None
 
     def work_out(snapshot: Snapshot) -> Change:
-        evaluations = _merge([*_results_in(snapshot, model), *known], added)
+        evaluations = merge([*_results_in(snapshot, model), *known], added)
         wanted = {**files, **_result_files(evaluations, snapshot, eval_results)}
         outdated = _outdated(snapshot, wanted, model)
+        if not any_model:
+            _refuse_what_is_left(snapshot, files, model)
         pictures = (snapshot.hashes.keys() | files.keys()) - outdated
         existing = _choose(card, _card_in(snapshot), prose)
         wanted[CARD] = build_card(model, evaluations, pictures, repo_id, existing).encode()
@@ -75,7 +78,7 @@ def changes_of_results(
 
     def work_out(snapshot: Snapshot) -> Change:
         model = read_model_in(snapshot)
-        evaluations = _merge(_results_in(snapshot, model), adopt_all(results, model, any_model))
+        evaluations = merge(_results_in(snapshot, model), adopt_all(results, model, any_model))
         wanted: dict[str, bytes | Path] = {**_result_files(evaluations, snapshot, eval_results)}
         wanted[CARD] = build_card(model, evaluations, snapshot.hashes, repo_id, _card_in(snapshot)).encode()
         return _change(snapshot, wanted, set())
@@ -146,6 +149,22 @@ def _outdated(snapshot: Snapshot, wanted: Collection[str], model: ModelRecord) -
     return (outdated & snapshot.hashes.keys()) - set(wanted)
 
 
+def _refuse_what_is_left(snapshot: Snapshot, files: Mapping[str, bytes | Path], model: ModelRecord) -> None:
+    """
+    Raises:
+        ValueError: If weights are new and the folder has the pictures or the record of training of those on the Hub.
+    """
+    if not (weights := _weights_in(snapshot)) or weights == model.weight_files:
+        return
+    told = [path for path in files if kind_of(path) or path == "training.json"]
+    left = [path for path in told if snapshot.holds(path, files[path])]
+    if left:
+        raise ValueError(
+            f"{', '.join(left)} of {model.folder} are those of the weights on the Hub, and its weights are others; a card "
+            "shows what these did. Draw or train anew, or delete them; or add --any_model if both are the same in your eyes."
+        )
+
+
 def _result_files(
     evaluations: Sequence[Evaluation], snapshot: Snapshot, eval_results: Mapping[str, str] | None
 ) -> dict[str, bytes]:
@@ -166,13 +185,6 @@ def _result_files(
     return files | leaderboards
 
 
-def _merge(known: Iterable[Evaluation], added: Iterable[Evaluation]) -> list[Evaluation]:
-    """Each measurement once, in the order of their names: the latest that is known, or the one that is added."""
-    by_date = sorted(known, key=lambda evaluation: evaluation.record["date"])
-    merged = {evaluation.name: evaluation for evaluation in [*by_date, *added]}
-    return [merged[name] for name in sorted(merged)]
-
-
 def _card_in(snapshot: Snapshot) -> str | None:
     return snapshot.read(CARD).decode("utf-8-sig") if CARD in snapshot.hashes else None
 
@@ -190,7 +202,9 @@ def _choose(folder_card: str | None, hub_card: str | None, prose: Prose | None) 
             f"The cards in the folder and on the Hub both hold what a person wrote, and differ in {', '.join(differing)}; "
             "one has to be kept. Add --prose hub or --prose folder, or copy into the folder's card what is to stay."
         )
-    return folder_card if prose == "folder" or not on_hub else hub_card
+    if prose == "folder" or (in_folder and not on_hub):
+        return with_metadata_of(folder_card, hub_card)
+    return hub_card
 
 
 def _change(snapshot: Snapshot, wanted: dict[str, bytes | Path], deletions: set[str]) -> Change:

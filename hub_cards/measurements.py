@@ -23,6 +23,11 @@ SCORE_TITLES = {
 # Options that decide what is measured, beside data set, configuration and split; those that were given are told.
 DATA_OPTIONS = ("dataset_revision", "image_column", "mask_column", "label_column", "ignore_label")
 READING_OPTIONS = ("part_similarity", "part_layer")
+SHOWN_CONDITIONS = ("image_size", "images", "train_split", "train_images", "probes")
+# Type and name in model-index, by which our own entries are known there.
+PARTS_TASK = ("image-segmentation", "Unsupervised part segmentation")
+PROBES_TASK = ("image-classification", "Image classification by a frozen model")
+TASKS = (PARTS_TASK, PROBES_TASK)
 ROW_TITLES = {"model": "this model", "untrained": "untrained (this architecture, fresh weights)"}
 COUNTS = ("images", "images_with_foreground", "segments_used")
 FOREGROUND = "_foreground"
@@ -88,7 +93,8 @@ class Evaluation(ABC):
     def name(self) -> str:
         """Tells measurements apart, and is the same for one that is made again; a file's name without its ending."""
         place = (self.data.identifier, self.setting.get("config"), self.split)
-        digest = hashlib.sha256(json.dumps([*place, self.conditions], sort_keys=True).encode()).hexdigest()[:8]
+        decides = [*place, self.conditions, self.data.content]
+        digest = hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:8]
         told = (*place, self.input, f"{self.conditions['images']} images", digest)
         return re.sub(r"[^\w.-]+", "-", " ".join(filter(None, told)).replace(" x ", "x"))
 
@@ -135,16 +141,25 @@ class Evaluation(ABC):
             dataset_name=self.data.identifier,
             dataset_config=self.setting.get("config"),
             dataset_split=self.split,
+            dataset_revision=self.setting.get("dataset_revision"),
             metric_args=self.conditions,
             **metric,
         )
 
-    def _table(self, columns: list[str], rows: list[list[str]], heading: str, data: str) -> dict[str, Any]:
+    @property
+    def heading(self) -> str:
+        """Tells a reader what was measured; what else the table tells is left out."""
+        options = [f"{name} {value}" for name, value in self.conditions.items() if name not in SHOWN_CONDITIONS]
+        return ", ".join([self.data.identifier, *self._places(), self.input, *options])
+
+    def _places(self) -> list[str]:
         places = [f"configuration `{self.setting['config']}`"] if self.setting.get("config") else []
-        places += [f"split `{self.split}`"] if self.split else []
+        return places + ([f"split `{self.split}`"] if self.split else [])
+
+    def _table(self, columns: list[str], rows: list[list[str]], data: str) -> dict[str, Any]:
         return {
-            "heading": ", ".join(filter(None, [self.data.identifier, *places, self.input, heading])),
-            "data": ", ".join([self.data.title, *places, data]),
+            "heading": self.heading,
+            "data": ", ".join([self.data.title, *self._places(), data]),
             "input": self.input,
             "columns": [column or " " for column in columns],
             "rows": [[row[0].replace("|", "\\|"), *row[1:]] for row in rows],
@@ -196,14 +211,13 @@ class PartScores(Evaluation):
         ]
         images, with_foreground = self.model_scores.get("images", 0), self.model_scores.get("images_with_foreground")
         rest = "" if with_foreground in (None, images) else f" ({with_foreground:,} of them with foreground)"
-        options = [f"{name}={value}" for name, value in self.conditions.items() if name in (*DATA_OPTIONS, *READING_OPTIONS)]
-        return self._table(columns, rows, ", ".join(options), f"{images:,} images{rest}")
+        return self._table(columns, rows, f"{images:,} images{rest}")
 
     def model_index(self) -> list[EvalResult]:
         """An entry a score."""
         return [
             self._entry(
-                ("image-segmentation", "Unsupervised part segmentation"),
+                PARTS_TASK,
                 metric_type=metric.type,
                 metric_name=metric.title,
                 metric_config="foreground" if metric.foreground else None,
@@ -225,7 +239,7 @@ class PartScores(Evaluation):
             ]
             if better:
                 sentences.append(
-                    f'On {self.data.identifier} ({self.input}), "{ROW_TITLES.get(name, name)}" scores at least as high as this '
+                    f'On {self.heading}, "{ROW_TITLES.get(name, name)}" scores at least as high as this '
                     f"model in {', '.join(better)}, with {told_number(row.get('segments_used'))} segments to the model's "
                     f"{told_number(model.get('segments_used'))}."
                 )
@@ -252,7 +266,10 @@ class ProbeScores(Evaluation):
             "features": self.setting["features"],
             "probes": " ".join(self.record["scores"]),
         }
-        return super().conditions | told
+        probes = list(self.record["scores"])
+        learned = ("epochs", "learning_rates", "linear_batch_size") if "linear" in probes else ()
+        options = (*(["temperature"] if probes != ["linear"] else []), *learned)
+        return super().conditions | told | {name: self.setting[name] for name in options if name in self.setting}
 
     @property
     def model_scores(self) -> dict[str, float | int]:
@@ -267,13 +284,13 @@ class ProbeScores(Evaluation):
         columns = ["", *(name.replace("top", "Top-") for name in measured)]
         trained = f"{train['images']:,} images of split `{self.setting['train_split']}` to learn from"
         data = f"{test['images']:,} images, {trained}, {test['classes']} classes"
-        return self._table(columns, rows, f"frozen {self.setting['features']}", data)
+        return self._table(columns, rows, data)
 
     def model_index(self) -> list[EvalResult]:
         """An entry a classifier and accuracy."""
         return [
             self._entry(
-                ("image-classification", "Image classification by a frozen model"),
+                PROBES_TASK,
                 metric_type="accuracy",
                 metric_name=name.replace("top", "top-"),
                 metric_config=name,

@@ -4,10 +4,10 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import ModelCardData
+from huggingface_hub import CardData, ModelCardData
 
 from hub_cards.assets import INPUT, PICTURE, kind_of
-from hub_cards.measurements import Evaluation
+from hub_cards.measurements import TASKS, Evaluation
 from hub_cards.records import HUB_NAME, ModelRecord, training_data
 
 TAGS = ("rats", "vision", "register-attention", "part-segmentation")
@@ -21,7 +21,7 @@ def build_metadata(
     model: ModelRecord,
     evaluations: Sequence[Evaluation],
     name: str,
-    previous: Mapping[str, Any],
+    previous: CardData,
     examples: Sequence[Mapping[str, Any]] = (),
 ) -> ModelCardData:
     """Build the metadata on top of the card.
@@ -30,16 +30,18 @@ def build_metadata(
         model: The model.
         evaluations: What was measured of it.
         name: Under which model-index holds it.
-        previous: Metadata of the card to replace. A licence and tags are added to, not replaced; what was measured is
-            replaced; keys that are not ours are kept.
+        previous: Metadata of the card to replace. A licence and tags are added to, not replaced; of what was measured that
+            of our own tasks is replaced; keys that are not ours are kept.
         examples: For the widget of the model's page; without any an earlier card's stay.
     """
     results = [result for evaluation in evaluations for result in evaluation.model_index()]
-    tags = (*TAGS, *(TAGS_WHEN_PRETRAINED if model.training else ()), *previous.get("tags", ()))
+    results += [result for result in previous.get("eval_results") or [] if (result.task_type, result.task_name) not in TASKS]
+    before = previous.to_dict()
+    tags = (*TAGS, *(TAGS_WHEN_PRETRAINED if model.training else ()), *before.get("tags", ()))
     generated: dict[str, Any] = {
         "library_name": "transformers",
         "pipeline_tag": "image-segmentation",
-        "license": previous.get("license", DEFAULT_LICENSE),
+        "license": before.get("license", DEFAULT_LICENSE),
         "tags": list(tags),
     }
     trained_on = training_data(model.training) if model.training else []
@@ -52,7 +54,7 @@ def build_metadata(
     if results:
         metrics = list(dict.fromkeys(result.metric_type for result in results))
         generated |= {"metrics": metrics, "model_name": name, "eval_results": results}
-    kept = {key: value for key, value in previous.items() if key not in generated and key not in MEASURED_KEYS}
+    kept = {key: value for key, value in before.items() if key not in generated and key not in MEASURED_KEYS}
     return ModelCardData(**generated, **kept)
 
 

@@ -8,6 +8,7 @@ results that others pushed meanwhile stay, and so does what a person wrote into 
 """
 
 import argparse
+import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from hub_cards.repository import (
     PushError,
     Snapshot,
     check_name,
+    check_privacy,
     check_rights,
     commit,
     look,
@@ -114,17 +116,31 @@ def _check_target(revision: str, create_pr: bool, private: bool | None = None) -
         raise ValueError(
             "create_pr proposes a change to a repository that is there, and private makes one; leave one of them out."
         )
+    if re.fullmatch("[0-9a-f]{7,40}", revision):
+        raise ValueError(f"revision={revision} looks like a commit; only a branch can be pushed to. Name one.")
 
 
-def dry_run(repo_id: str, work_out: Callable[[Snapshot], Change], revision: str = MAIN) -> str:
-    """What a push would do; nothing is changed, on the Hub or here."""
+def dry_run(
+    repo_id: str,
+    work_out: Callable[[Snapshot], Change],
+    revision: str = MAIN,
+    create_pr: bool = False,
+    private: bool | None = None,
+) -> str:
+    """What a push would do; nothing is changed, on the Hub or here. Arguments and errors as in `push_model`."""
+    check_name(repo_id)
+    _check_target(revision, create_pr, private)
     with refusals_told(repo_id):
         try:
             snapshot = look(repo_id, revision)
         except RevisionNotFoundError:
             snapshot = look(repo_id)
         except RepositoryNotFoundError:
+            if create_pr:
+                raise
             snapshot = Snapshot(repo_id)
+        if snapshot.commit is not None:
+            check_privacy(repo_id, private)
         return describe_change(snapshot, work_out(snapshot))
 
 
@@ -134,18 +150,21 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given = parser.parse_args(arguments)
     if (given.folder is None) != given.results_only:
         parser.error("name a MODEL_FOLDER, or --results_only for a model that is on the Hub.")
+    if given.results_only and (given.private or given.prose):
+        parser.error("--private and --prose are for a MODEL_FOLDER; leave them out with --results_only.")
     if given.quiet or not sys.stderr.isatty():
         disable_progress_bars()
     of_results = {"any_model": given.any_model, "eval_results": dict(given.eval_results)}
     shared = {**of_results, "revision": given.revision, "create_pr": given.create_pr}
+    if given.commit_message is not None:
+        shared["message"] = given.commit_message
     try:
         if given.dry_run:
-            check_name(given.repo_id)
             if given.results_only:
                 work_out = changes_of_results(given.repo_id, given.results, **of_results)
             else:
                 work_out = changes_of_model(given.folder, given.repo_id, given.results, **of_results, prose=given.prose)
-            print(dry_run(given.repo_id, work_out, given.revision))
+            print(dry_run(given.repo_id, work_out, given.revision, given.create_pr, given.private or None))
             return
         if given.results_only:
             pushed = push_results(given.repo_id, given.results, **shared)
@@ -187,6 +206,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--create_pr", action="store_true", help="open a pull request for main instead")
     parser.add_argument("--private", action="store_true", help="make a private repository")
     parser.add_argument("--prose", choices=["hub", "folder"], help="whose own words to keep, where both cards have some")
+    parser.add_argument("--commit_message", metavar="TEXT", help="also the title of a pull request")
     parser.add_argument("--dry_run", action="store_true", help="show what would be changed, and change nothing")
     parser.add_argument("--quiet", action="store_true", help="print nothing")
     return parser

@@ -62,12 +62,14 @@ class DataSetName:
         title: For the reader, in Markdown.
         on_hub: Whether the identifier is a Hub name.
         synthetic: Whether it is the data set rendered by evaluation.synthetic_parts.
+        content: A hash of what was read of it where its name is not enough, for many local folders are called alike.
     """
 
     identifier: str
     title: str
     on_hub: bool = False
     synthetic: bool = False
+    content: str | None = None
 
 
 def read_model(folder: str | Path) -> ModelRecord:
@@ -140,14 +142,16 @@ def as_list(value: Any) -> list:
     return value if isinstance(value, list) else [value]
 
 
-def scored_data(settings: Mapping[str, Any]) -> DataSetName:
-    """Name the data set of a score file's settings."""
+def scored_data(settings: Mapping[str, Any], fingerprints: Mapping[str, str] | None = None) -> DataSetName:
+    """Name the data set of a score file's settings, and its content by the file's fingerprints."""
     if settings.get("rendered"):
         made = settings["rendered"]
         return _rendered(made["images"], made["image_size_px"], made["difficulty"], made["seed"])
     if settings.get("benchmark") and settings.get("root"):
         return DataSetName(settings["benchmark"], f"`{settings['benchmark']}` of `python -m evaluation.benchmarks`")
-    return _name_of(settings["dataset"], settings.get("dataset_is_local"))
+    name = _name_of(settings["dataset"], settings.get("dataset_is_local"))
+    read = fingerprints or {}
+    return name if name.on_hub else replace(name, content=read.get("data", read.get("test")))
 
 
 def _rendered(images: int, image_size_px: int, difficulty: Any, seed: int) -> DataSetName:

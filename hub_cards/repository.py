@@ -156,9 +156,16 @@ def prepare_repository(repo_id: str, private: bool | None = None) -> None:
         _patiently(api.whoami)
         _patiently(lambda: api.create_repo(repo_id, private=private, exist_ok=True))
     check_rights(repo_id)
+    check_privacy(repo_id, private)
+
+
+def check_privacy(repo_id: str, private: bool | None) -> None:
+    """Make sure that a repository that is there is private if that is asked for; errors as in `prepare_repository`."""
+    if not private:
+        return
     with refusals_told(repo_id):
-        is_public = not _patiently(lambda: api.model_info(repo_id)).private
-    if private and is_public:
+        is_public = not _patiently(lambda: HfApi().model_info(repo_id)).private
+    if is_public:
         raise PushError(
             f"Repository {repo_id} exists and is public, and a private one is asked for. Make it private in its settings "
             "(https://huggingface.co/" + repo_id + "/settings), name another one, or do not ask for a private one."
@@ -314,7 +321,8 @@ def _reason(error: HfHubHTTPError, repo_id: str) -> str:
         return f"There is no repository {repo_id} that the token may see ({status}). Check the name; push a model first."
     if status in (401, 403):
         return (
-            f"The token may not write to {repo_id} ({status}). Take one with write access "
-            "(https://huggingface.co/settings/tokens), or name a repository of yours: owner/name."
+            f"The token may not write to {repo_id} ({status}), be it a commit or a pull request. Take a token with write "
+            "access (https://huggingface.co/settings/tokens), or name a repository of yours: owner/name."
         )
-    return f"The Hub refused {repo_id} ({status}): {error.server_message or error}. Push again later."
+    remedy = " Push again later." if status in TRANSIENT or status == CONFLICT else ""
+    return f"The Hub refused {repo_id} ({status}): {error.server_message or error}.{remedy}"

@@ -6,7 +6,9 @@ one before it.
 """
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -41,13 +43,12 @@ def adopt(path: str | Path, model: ModelRecord, any_model: bool = False) -> Eval
     """
     path = Path(path)
     record = read_json(path, KEYS, WHAT)
+    with _malformed_is_told(path, WHAT):
+        return _adopted(path, record, model, any_model)
+
+
+def _adopted(path: Path, record: dict[str, Any], model: ModelRecord, any_model: bool) -> Evaluation:
     settings, scores = record["settings"], record["scores"]
-    if (
-        not isinstance(scores, dict)
-        or not isinstance(settings, dict)
-        or not {"model", "dataset", "image_size"} <= set(settings)
-    ):
-        raise ValueError(f"{path} is not {WHAT}; name one that is.")
     if "model" not in scores and "probe" not in settings:
         raise ValueError(
             f"{path} scores {', '.join(scores) or 'nothing'}; the row 'model' must be among them, for it is this "
@@ -59,11 +60,11 @@ def adopt(path: str | Path, model: ModelRecord, any_model: bool = False) -> Eval
         }
     _check_model(path, record, model, any_model)
     added = {
-        "data_set": asdict(scored_data(settings)),
+        "data_set": asdict(scored_data(settings, record["fingerprints"])),
         "input": input_size(settings["image_size"], {} if "probe" in settings else model.processor),
         "weight_files": model.weight_files,
     }
-    return evaluation_of({**without_places(record), "scores": _defined(path, scores), **added})
+    return _read_through({**without_places(record), "scores": _defined(path, scores), **added})
 
 
 def adopt_all(paths: Sequence[str | Path], model: ModelRecord, any_model: bool = False) -> list[Evaluation]:
@@ -88,7 +89,28 @@ def parse(content: str | bytes, name: str) -> Evaluation:
     """
     what = "a result that hub_cards has adopted"
     record = read_json(Path(name), (*KEYS, *ADDED_KEYS), what, content)
-    return evaluation_of({**record, "scores": _defined(Path(name), record["scores"])})
+    with _malformed_is_told(Path(name), what):
+        return _read_through({**record, "scores": _defined(Path(name), record["scores"])})
+
+
+def merge(known: Iterable[Evaluation], added: Iterable[Evaluation]) -> list[Evaluation]:
+    """Each measurement once, in the order of their names: the latest that is known, or the one that is added.
+
+    Raises:
+        ValueError: If a measurement that is added lacks competitors of the one that it replaces.
+    """
+    merged = {one.name: one for one in sorted(known, key=lambda evaluation: evaluation.record["date"])}
+    for evaluation in added:
+        before = merged.get(evaluation.name, evaluation).record["scores"]
+        lost = [row for row in before if row not in evaluation.record["scores"]]
+        if lost:
+            raise ValueError(
+                f"The new result on {evaluation.heading} has no {', '.join(map(repr, lost))}, which the one before it has; a "
+                "card does not lose its competitors unnoticed. Measure them again, too, or delete "
+                f"{FOLDER}/{evaluation.name}.json first."
+            )
+        merged[evaluation.name] = evaluation
+    return [merged[name] for name in sorted(merged)]
 
 
 def read_results(folder: Path) -> list[Evaluation]:
@@ -144,11 +166,18 @@ def as_eval_results(evaluations: Iterable[Evaluation], repo_id: str, tasks: Mapp
     Raises:
         ValueError: If no data set is of the Hub, or none has the scores.
     """
-    files = {}
+    files: dict[str, bytes] = {}
+    ranked: dict[str, str] = {}  # data set -> what of it
     for evaluation in evaluations:
         scores, settings = evaluation.model_scores, evaluation.setting
         if not evaluation.data.on_hub or not set(tasks.values()) <= scores.keys():
             continue
+        data, told = evaluation.data.identifier, evaluation.heading
+        if ranked.setdefault(data, told) != told:
+            raise ValueError(
+                f"There are two results on {data} ({ranked[data]}; {told}), and a leaderboard ranks one of a model. Push "
+                "one of them without --eval_results."
+            )
         entries = [
             EvalResultEntry(
                 dataset_id=evaluation.data.identifier,
@@ -156,6 +185,7 @@ def as_eval_results(evaluations: Iterable[Evaluation], repo_id: str, tasks: Mapp
                 value=float(scores[score]),
                 dataset_revision=settings.get("dataset_revision"),
                 date=evaluation.record["date"],
+                notes=told,
                 source_url=f"https://huggingface.co/{repo_id}/blob/main/{FOLDER}/{evaluation.name}.json",
             )
             for task, score in tasks.items()
@@ -193,10 +223,29 @@ def _differing(record: Mapping[str, Any], model: ModelRecord) -> dict[str, tuple
     }
 
 
+@contextmanager
+def _malformed_is_told(path: Path, what: str) -> Iterator[None]:
+    """What a record of another form leads to as one error that names the file."""
+    try:
+        yield
+    except (KeyError, TypeError, AttributeError) as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise ValueError(f"{path} is not {what}, or an entry was changed ({reason}); name one that is.") from error
+
+
+def _read_through(record: dict[str, Any]) -> Evaluation:
+    """A record whose every entry that a card reads is there and of the right kind."""
+    evaluation = evaluation_of(record)
+    evaluation.as_table(), evaluation.model_index()
+    return evaluation
+
+
 def _defined(path: Path, scores: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, int | float]]:
     """The rows without the scores that are null, which no image had."""
     for row, row_scores in scores.items():
         for name, value in row_scores.items():
-            if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
-                raise ValueError(f"{path} has {name}={value!r} in row {row!r}; a score is a number. Measure it again.")
+            if value is not None and (
+                isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value)
+            ):
+                raise ValueError(f"{path} has {name}={value!r} in row {row!r}; a score is a finite number. Measure it again.")
     return {row: {name: value for name, value in row_scores.items() if value is not None} for row, row_scores in scores.items()}

@@ -15,6 +15,7 @@ from evaluation import part_segmentation
 from evaluation.synthetic_parts import write_dataset
 from hub_cards.card import _told, find_assets, main, write_card
 from hub_cards.regeneration import END, START
+from tests.hub_cards.conftest import SCORES
 
 GAPS = re.compile(r"\b(None|nan|NaN|inf|null|TODO|Undefined)\b|More Information Needed|\[\]|\{\{ |\{%")
 
@@ -83,7 +84,7 @@ def test_two_input_sizes_on_one_split_stay_apart(model_folder, write_scores):
     card = ModelCard(card_of(model_folder, paths))
     sizes = [result.metric_args["image_size"] for result in card.data.eval_results if result.metric_type == "ari"]
     assert sizes == ["128 x 128 px"] * 2 + ["64 x 64 px"] * 2
-    assert "split `validation`, 128 x 128 px\n" in card.text
+    assert "split `validation`, 128 x 128 px, rendered colours 64px seed 1\n" in card.text
     assert card.text.count("Protocol: ") == 1
 
 
@@ -224,7 +225,7 @@ def test_what_a_person_wrote_survives(model_folder, write_scores):
     text = text.replace("license: mit\n", "license: cc-by-4.0\nlanguage: en\nbase_model: someone/parent\nours:\n  birds: 3\n")
     text = text.replace("- dino\n", "- dino\n- birds\n")
     card.write_text(text)
-    other = {"model": {"images": 1234, "segments_used": 3.0, "ari": 44.5}}
+    other = {row: {"images": 1234, "segments_used": 3.0, "ari": 44.5} for row in SCORES}
     again = write_card(model_folder, [write_scores(scores=other)]).read_text()
     assert f"{END}\n\n{note}\n\n{START}\n## Limitations" in again
     assert again.endswith(f"{END}\n\n*Thanks to the cat.*\n")
@@ -236,11 +237,14 @@ def test_what_a_person_wrote_survives(model_folder, write_scores):
 
 
 def test_results_stay_with_the_folder_until_they_are_measured_again(model_folder, write_scores, tmp_path):
-    again = write_scores("again.json", {"model": {"images": 1234, "segments_used": 6.5, "m2o_miou": 77.75}})
+    again = write_scores("again.json", SCORES | {"model": {"images": 1234, "segments_used": 6.5, "m2o_miou": 77.75}})
+    fewer = write_scores("fewer.json", {"model": SCORES["model"]})
     write_card(model_folder, [write_scores()])
     folder = model_folder.rename(tmp_path / "moved")
     text = write_card(folder).read_text()
     assert "31.3" in text and "## Results" in text
+    with pytest.raises(ValueError, match=r"has no 'untrained', 'color k-means.*does not lose its competitors unnoticed"):
+        write_card(folder, [fewer])
     text = write_card(folder, [again]).read_text()
     assert "77.75" in text and "31.3" not in text and len(list((folder / "results").iterdir())) == 1
     next((folder / "results").iterdir()).unlink()

@@ -9,7 +9,7 @@ from unittest.mock import patch
 
 import pytest
 import yaml
-from huggingface_hub import ModelCard, parse_eval_result_entries
+from huggingface_hub import EvalResult, ModelCard, parse_eval_result_entries
 from safetensors.numpy import load_file, save_file
 
 from hub_cards.card import find_assets, write_card
@@ -305,8 +305,9 @@ def test_who_may_not_write_may_propose(model_folder, write_scores, hub, monkeypa
 
 def test_a_branch_is_no_commit(model_folder, write_scores, hub):
     push_model(model_folder, NAME)
-    with pytest.raises(PushError, match="is no branch"):
-        push_results(NAME, [write_scores()], revision=hub.repositories[NAME].head.oid)
+    for length in (7, 40):
+        with pytest.raises(ValueError, match="looks like a commit; only a branch can be pushed to"):
+            push_results(NAME, [write_scores()], revision=hub.repositories[NAME].head.oid[:length])
 
 
 def test_weights_that_change_meanwhile_are_not_told_to_be_the_measured_ones(model_folder, write_scores, hub):
@@ -532,3 +533,82 @@ def test_offline_is_told(model_folder, hub, monkeypatch):
     with pytest.raises(PushError, match="HF_HUB_OFFLINE is set"):
         push_model(model_folder, NAME)
     assert not hub.requests
+
+
+def test_metadata_and_measurements_of_others_stay(model_folder, write_scores, hub):
+    push_model(model_folder, NAME, [write_scores()])
+    repository = hub.repositories[NAME]
+    card = ModelCard(repository.head.files["README.md"].decode())
+    theirs = EvalResult("image-classification", "imagenet-1k", "ImageNet", "accuracy", 71.25, task_name="Fine-tuned")
+    card.data.eval_results.append(theirs)
+    card.data.datasets = ["owner/my-birds"]
+    card.data.thanks = "to the cat"
+    hub.commit_to(repository, {"README.md": str(card).encode()})
+    commits = len(repository.commits)
+    push_results(NAME, [write_scores(split="test")])
+    push_model(model_folder, NAME)
+    push_model(model_folder, NAME, prose="folder")
+    write_card(model_folder)
+    (model_folder / "README.md").write_text((model_folder / "README.md").read_text() + "\nWritten here.\n")
+    push_model(model_folder, NAME, prose="folder")
+    assert len(repository.commits) == commits + 2
+    card = ModelCard(repository.head.files["README.md"].decode())
+    assert card.text.endswith("Written here.\n")
+    assert card.data.datasets == ["owner/my-birds"] and card.data.thanks == "to the cat"
+    assert [result.metric_value for result in card.data.eval_results if result.task_name == "Fine-tuned"] == [71.25]
+    assert results_in(repository)[0] == {("synthetic_parts", "validation"), ("synthetic_parts", "test"), ("imagenet-1k", None)}
+
+
+def test_pictures_and_the_record_of_training_of_earlier_weights_are_refused(model_folder, edit_json, hub):
+    (model_folder / "assets").mkdir()
+    (model_folder / "assets" / "curves.png").write_bytes(b"curves")
+    push_model(model_folder, NAME)
+    weights = model_folder / "model.safetensors"
+    tensors = load_file(weights)
+    save_file({name: tensor + 1 for name, tensor in tensors.items()}, weights, metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=r"assets/curves\.png, training\.json of .* are those of the weights on the Hub"):
+        push_model(model_folder, NAME)
+    assert len(hub.repositories[NAME].commits) == 2
+    edit_json(model_folder / "training.json", steps=2000)
+    with pytest.raises(ValueError, match=r"^assets/curves\.png of .* are those"):
+        push_model(model_folder, NAME)
+    push_model(model_folder, NAME, any_model=True)
+    assert "assets/curves.png" in hub.repositories[NAME].head.files
+
+
+def test_a_leaderboard_gets_one_score_of_a_data_set_and_is_told_how_it_was_measured(model_folder, write_scores, hub):
+    birds = write_scores("birds.json", dataset="someone/birds", mask_column="whole")
+    push_model(model_folder, NAME, [birds], eval_results={"parts": "ari"})
+    (place,) = (path for path in hub.repositories[NAME].head.files if path.startswith(".eval_results"))
+    (entry,) = parse_eval_result_entries(yaml.safe_load(hub.repositories[NAME].head.files[place]))
+    assert entry.notes == "someone/birds, split `validation`, 64 x 64 px, mask_column whole"
+    other = write_scores("other.json", dataset="someone/birds", mask_column="fine")
+    with pytest.raises(ValueError, match=r"two results on someone/birds .*mask_column fine.*a leaderboard ranks one"):
+        push_model(model_folder, NAME, [other], eval_results={"parts": "ari"})
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--private"], "exists and is public"),
+        (["--create_pr", "--revision", "x"], "leave one of them out"),
+        (["--revision", "0123abcd"], "looks like a commit"),
+    ],
+)
+def test_a_dry_run_refuses_what_a_push_refuses(model_folder, hub, options, message):
+    push_model(model_folder, NAME)
+    with pytest.raises(SystemExit, match=message):
+        main([str(model_folder), "--repo_id", NAME, "--dry_run", *options])
+    with pytest.raises(SystemExit, match="There is no repository owner/nowhere"):
+        main([str(model_folder), "--repo_id", "owner/nowhere", "--dry_run", "--create_pr"])
+
+
+def test_options_of_a_folder_are_refused_for_results(write_scores, hub, capsys):
+    with pytest.raises(SystemExit):
+        main(["--repo_id", NAME, "--results_only", "--results", str(write_scores()), "--private"])
+    assert "--private and --prose are for a MODEL_FOLDER" in capsys.readouterr().err and not hub.requests
+
+
+def test_a_message_of_ones_own(model_folder, hub):
+    main([str(model_folder), "--repo_id", NAME, "--commit_message", "Trained on birds", "--quiet"])
+    assert hub.repositories[NAME].head.message == "Trained on birds"

@@ -68,7 +68,7 @@ def test_data_sets_are_told_by_hub_name_or_last_part_of_the_path(model_folder, t
 
 def test_a_folder_from_the_hub_keeps_the_names_of_its_training_data(model_folder, edit_json):
     settings = json.loads((model_folder / "training.json").read_text())["settings"] | {"dataset": "data/birds"}
-    told = {"identifier": "birds", "title": "`birds` (local data)", "on_hub": False, "synthetic": False}
+    told = {"identifier": "birds", "title": "`birds` (local data)", "on_hub": False, "synthetic": False, "content": None}
     edit_json(model_folder / "training.json", settings=settings)
     assert training_data(read_model(model_folder).training)[0].on_hub  # so it reads where no such folder is
     edit_json(model_folder / "training.json", data_sets=[told])

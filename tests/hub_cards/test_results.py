@@ -19,7 +19,7 @@ from tests.hub_cards.conftest import RENDERED
         ('{"loss": 3}', "has no scores, protocol"),
         (
             '{"scores": [], "protocol": "", "settings": {}, "model_config": {}, "fingerprints": 0, "versions": 0, "date": 0}',
-            "is not a record that evaluation",
+            "scores nothing; the row 'model' must be among them",
         ),
     ],
 )
@@ -68,11 +68,11 @@ def test_what_is_no_number_of_json_is_refused(model_folder, write_scores, value)
         adopt(path, read_model(model_folder))
 
 
-@pytest.mark.parametrize("value", ["'np.float64(3.5)'", "true", '"3.5"', "[3.5]"])
+@pytest.mark.parametrize("value", ["'np.float64(3.5)'", "true", '"3.5"', "[3.5]", "1e999"])
 def test_a_score_that_is_no_number_is_refused(model_folder, write_scores, value):
     path = write_scores()
     path.write_text(path.read_text().replace("31.25781", value.replace("'", '"')))
-    with pytest.raises(ValueError, match=r"has m2o_miou=.* in row 'model'; a score is a number"):
+    with pytest.raises(ValueError, match=r"has m2o_miou=.* in row 'model'; a score is a finite number"):
         adopt(path, read_model(model_folder))
 
 
@@ -135,3 +135,42 @@ def test_results_of_weights_that_are_gone_are_told(model_folder, write_scores):
     evaluation.record["weight_files"] = {"model.safetensors": "0" * 64}
     with pytest.raises(ValueError, match=r"results/synthetic_parts-.*\.json of .*model are of other weights.*Delete"):
         check_weights([evaluation], model)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"model_config": []},
+        {"fingerprints": None},
+        {"date": None},
+        {"versions": None},
+        {"scores": {"model": 3}},
+        {"scores": {"model": {"ari": 3.0}}},
+        {"settings": {"model": "a"}},
+    ],
+)
+def test_a_record_of_another_form_is_told_with_its_name(model_folder, write_scores, changes):
+    path = write_scores()
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    with pytest.raises(ValueError, match=r"scores\.json is not a record .*, or an entry was changed \(.*name one that is"):
+        adopt(path, read_model(model_folder))
+
+
+def test_an_adopted_result_that_was_changed_is_told_with_its_name(model_folder, write_scores):
+    ((place, content),) = as_files([adopt(write_scores(), read_model(model_folder))]).items()
+    record = json.loads(content)
+    del record["scores"]["model"]["images"]
+    with pytest.raises(ValueError, match=r"results/synthetic_parts.*\.json is not a result that hub_cards has adopted, or"):
+        parse(json.dumps(record), place)
+
+
+def test_local_data_sets_of_one_name_are_told_apart_by_what_was_read(model_folder, write_scores, tmp_path):
+    names = set()
+    for folder, read in (("birds", "x"), ("cars", "y"), ("cars", "y")):
+        path = write_scores(dataset=str(tmp_path / folder / "parts"), dataset_is_local=True)
+        record = json.loads(path.read_text())
+        path.write_text(json.dumps(record | {"fingerprints": record["fingerprints"] | {"data": read}}))
+        evaluation = adopt(path, read_model(model_folder))
+        assert evaluation.data.identifier == "parts"
+        names.add(evaluation.name)
+    assert len(names) == 2
