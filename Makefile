@@ -7,6 +7,8 @@ OUT ?= outputs/$(if $(DATA),own_images,quickstart)
 SEED ?= 0
 # More settings of the pretraining, such as ARGS="--steps 200".
 ARGS ?=
+# For photographs their own recipe, and as few steps of it.
+RECIPE := training/recipes/$(if $(DATA),tiny_real.yaml --steps 600 --checkpoint_steps 100,quickstart.yaml)
 
 .PHONY: quickstart test test-slow quality style environment
 
@@ -14,7 +16,7 @@ ARGS ?=
 LAUNCH := $(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no
 
 quickstart: environment
-	$(LAUNCH) training/pretrain.py training/recipes/quickstart.yaml --output_dir $(OUT) --seed $(SEED) $(if $(DATA),--dataset "$(DATA)") $(ARGS)
+	$(LAUNCH) training/pretrain.py $(RECIPE) --output_dir $(OUT) --seed $(SEED) $(if $(DATA),--dataset "$(DATA)") $(ARGS)
 ifeq ($(DATA),)
 	test -e $(OUT)/data/validation-00000-of-00001.parquet || \
 	  $(BIN)/python -m evaluation.synthetic_parts --output $(OUT)/data --split validation --images 200 --image_size 128 --seed 1 --difficulty colours
