@@ -30,7 +30,7 @@ SCORES = {name: title for name, title in COLUMNS.items() if name not in ("images
 OVERVIEW = ("m2o_miou", "ari")  # the paper's
 DRAWN = ("m2o_miou", "o2o_miou")
 KEYS = ("scores", "competitors", "settings", "fingerprints", "protocol", "versions", "date", "command")
-MARKERS = "os^DvPX*<>"
+MARKERS = "os^DvPX*<>h"  # one more than there are colours, so that both recur together after 110 curves
 SEED = re.compile(r"-seed\d+")
 
 
