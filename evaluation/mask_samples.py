@@ -96,9 +96,9 @@ def mask_rows(
     if limit is not None and limit < 1:
         raise ValueError(f"limit={limit} must be at least 1 image; leave it out to read all.")
     index = -1
-    for index, row in enumerate(islice(_undecoded(rows), limit)):
+    for index, row in enumerate(islice(undecoded(rows), limit)):
         subject = f"row {index}"
-        yield MaskRow(index, subject, partial(_decode, row[image_column], row[mask_column], subject, ignore_label))
+        yield MaskRow(index, subject, partial(decode_sample, row[image_column], row[mask_column], subject, ignore_label))
     if index < 0:
         raise ValueError("The split holds no rows, so there is nothing to score; choose another split or data set.")
 
@@ -125,7 +125,7 @@ def number_of_rows(rows: IterableDataset, limit: int | None = None) -> int | Non
     return min(known) if known else None
 
 
-def _undecoded(rows: IterableDataset) -> IterableDataset:
+def undecoded(rows: IterableDataset) -> IterableDataset:
     """The rows with the files of their images in place of the images, which costs little for rows of another rank."""
     features = rows._resolve_features().features if rows.features is None else rows.features
     for column, feature in features.items():
@@ -134,7 +134,7 @@ def _undecoded(rows: IterableDataset) -> IterableDataset:
     return rows
 
 
-def _decode(image: Any, mask: Any, subject: str, ignore_label: int | None) -> MaskSample:
+def decode_sample(image: Any, mask: Any, subject: str, ignore_label: int | None) -> MaskSample:
     """Image and mask of one row, or why they cannot be used."""
     if not _is_file(image):
         raise ValueError(
