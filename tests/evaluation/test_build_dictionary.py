@@ -1,4 +1,4 @@
-"""Dictionaries of rendered images: without labels, from masks, from clicks, named by a person; over two processes as over one."""
+"""Dictionaries of rendered images: without labels, from masks, from clicks, named by a person; over two processes, too."""
 
 import json
 import os

@@ -94,9 +94,8 @@ def made(tmp_path_factory, make_config):
         write_dataset(folder / "data", 60, 64, seed, "easy", split, 1, quiet=True)
     given = ["--model", str(folder / "model"), "--dataset", str(folder / "data"), "--quiet"]
     build([*given, "--num_entries", "8", "--max_border", "9", "--min_return", "-1", "--output", str(folder / "dictionary")])
-    (folder / "tree.json").write_text(
-        '{"animal": ["bird", "fish", "quadruped", "snake", "lizard", "biped"], "vehicle": ["car", "bus", "bicycle", "aeroplane"]}'
-    )
+    animals, vehicles = ["bird", "fish", "quadruped", "snake", "lizard", "biped"], ["car", "bus", "bicycle", "aeroplane"]
+    (folder / "tree.json").write_text(json.dumps({"animal": animals, "vehicle": vehicles}))
     return folder
 
 
