@@ -68,7 +68,6 @@ def entry_of(name: str, vector: torch.Tensor, segments: Segments, heads: torch.T
             "images": float(len(segments.image.unique())),
             "mean_cosine": alike.mean().item(),
             "mean_area": segments.area.mean().item(),
-            "border": segments.border.mean().item(),
             **statistics,
         },
     )
@@ -88,6 +87,7 @@ def from_clusters(
             segments.chosen(clusters.members[place]),
             heads,
             returned=clusters.returned[place].item(),
+            border=clusters.border[place].item(),
         )
         for number, place in enumerate(kept)
     ]
@@ -310,7 +310,12 @@ def _parser() -> argparse.ArgumentParser:
         metavar="N",
         help="clusters; of several the best is taken",
     )
-    parser.add_argument("--max_border", type=float, default=MAX_BORDER, help="drop what lies on the border more (%(default)s)")
+    parser.add_argument(
+        "--max_border",
+        type=float,
+        default=MAX_BORDER,
+        help="drop what lies on the border so many times as often as all parts do (%(default)s)",
+    )
     parser.add_argument("--min_return", type=float, default=MIN_RETURN, help="drop what comes back less (%(default)s)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--mask_column", help="name entries by the masks of this column")

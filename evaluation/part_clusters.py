@@ -17,7 +17,7 @@ CANDIDATES = (8, 16, 32, 64, 128, 256)
 LEAST_GAIN = 0.02  # in the mean cosine of held-out segments
 HELD_OUT_IMAGES = 5  # of which one is held out
 BATCH = 2048
-MAX_BORDER, MIN_RETURN = 0.5, 0.9
+MAX_BORDER, MIN_RETURN = 1.5, 0.9
 
 
 class Clusters(NamedTuple):
@@ -27,7 +27,8 @@ class Clusters(NamedTuple):
         vectors: Their mean directions, (E, D).
         members: Places of the segments of each, those that are most like it first.
         returned: The largest cosine of each with a cluster of the other half of the images (see `cluster_segments`), (E,).
-        border: Mean of its segments' `border`, (E,).
+        border: Mean of its segments' `border`, in shares of the mean over all segments: where objects fill the images all
+            segments reach the border, and where they do not background does, (E,).
         held_out: Number of clusters that was tried -> mean cosine of held-out segments with their cluster.
     """
 
@@ -91,7 +92,8 @@ def cluster_segments(segments: Segments, candidates: Sequence[int] = CANDIDATES,
         vectors=vectors,
         members=members,
         returned=torch.stack([(vectors @ other.T).amax(dim=1) for other in of_halves]).amin(dim=0),
-        border=torch.stack([segments.border[of_cluster].mean() for of_cluster in members]),
+        border=torch.stack([segments.border[of_cluster].mean() for of_cluster in members])
+        / segments.border.mean().clamp(min=1e-6),
         held_out=tried,
     )
 

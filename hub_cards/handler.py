@@ -6,12 +6,14 @@ A request is an image as its body (`Content-Type: image/...`), or JSON:
 
 `inputs` may be a list of images; the answer is then a list of answers. The answer for an image is a list of its parts, most
 pixels first, as `InferenceClient.image_segmentation` reads it: `label`, `score`, `mask` (base64 of a PNG of the image's size,
-255 in the part), and `box`, `area`, `register`, `registers` and `head` as in the pipeline "part-segmentation".
+255 in the part), and `box`, `area`, `register`, `registers` and `head` as in the pipeline "part-segmentation". If the
+repository has a part dictionary in its folder `dictionary`, parts are labelled by its entries (`name` and `name_score`, too).
 """
 
 import base64
 import binascii
 import io
+import os
 from typing import Any
 
 import torch
@@ -23,6 +25,7 @@ MAX_FILE_BYTES = 20_000_000  # of an image file
 MAX_PIXELS = 40_000_000  # of an image
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")  # others, such as EPS, start programs to be read
 MAX_INPUT_PX = 1024  # of a side at which the model sees an image
+DICTIONARY = "dictionary"  # folder of the repository
 PARAMETERS = ("size", "threshold", "mask_threshold", "merge_threshold", "min_area", "upsample_similarities")
 
 
@@ -36,7 +39,9 @@ class EndpointHandler:
     def __init__(self, path: str = ""):
         device = 0 if torch.cuda.is_available() else -1
         task: Any = "part-segmentation"  # which the repository's config.json makes known
-        self.segmenter: Any = pipeline(task, model=path, trust_remote_code=True, device=device)
+        folder = os.path.join(path, DICTIONARY)
+        options: Any = {"dictionary": folder} if os.path.isdir(folder) else {}
+        self.segmenter: Any = pipeline(task, model=path, trust_remote_code=True, device=device, **options)
 
     def __call__(self, data: dict[str, Any]) -> list:
         """Answer one request.

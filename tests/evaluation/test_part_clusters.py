@@ -57,7 +57,8 @@ def test_what_lies_on_the_border_and_what_does_not_come_back_is_marked():
     of = (found.vectors @ torch.eye(4, WIDTH).T).argmax(dim=1).tolist()
     kept = dict(zip(of, found.kept().tolist(), strict=True))
     assert kept == {0: True, 1: False, 2: True, 3: False}
-    assert found.kept(max_border=1.0)[of.index(1)] and found.returned[of.index(3)] < 0.9
+    assert found.border[of.index(1)] > 1.5 > found.border[of.index(2)]
+    assert found.kept(max_border=9.0)[of.index(1)] and found.returned[of.index(3)] < 0.9
 
 
 def test_too_few_segments_are_refused():

@@ -4,11 +4,13 @@ import base64
 import io
 import json
 import re
+import shutil
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Thread
 
 import numpy as np
 import pytest
+import torch
 from huggingface_hub import InferenceClient
 from huggingface_hub.errors import BadRequestError
 from PIL import Image
@@ -17,6 +19,8 @@ from transformers import pipeline
 import modeling_rats  # noqa: F401  # registers the task for the reference
 from hub_cards import handler
 from hub_cards.handler import EndpointHandler
+from modeling_rats import PartDictionary, PartEntry, RatsForPartSegmentation
+from modeling_rats.part_dictionary import model_fingerprint
 
 
 class Toolkit(BaseHTTPRequestHandler):
@@ -158,3 +162,15 @@ def test_a_photo_lies_as_it_is_displayed(client, tmp_path):
     exif[0x0112] = 6  # turned by a quarter
     photo.save(tmp_path / "turned.jpg", exif=exif)
     assert client.image_segmentation(tmp_path / "turned.jpg")[0].mask.size == (40, 60)
+
+
+def test_a_dictionary_in_the_repository_names_parts(saved_model, tmp_path):
+    folder = tmp_path / "repository"
+    shutil.copytree(saved_model, folder)
+    model = RatsForPartSegmentation.from_pretrained(folder)
+    vectors = torch.eye(2, model.config.hidden_size)
+    entries = [PartEntry("wheel", threshold=-1.0), PartEntry("window", threshold=-1.0)]
+    PartDictionary(entries, vectors, {"fingerprint": model_fingerprint(model)}).save_pretrained(folder / "dictionary")
+    parts = EndpointHandler(str(folder))({"inputs": Image.new("RGB", (64, 64), "red")})
+    assert parts and all(part["label"] == part["name"] and part["name"] in ("wheel", "window") for part in parts)
+    assert all(-1 <= part["name_score"] <= 1 for part in json.loads(json.dumps(parts)))
