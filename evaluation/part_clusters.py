@@ -14,7 +14,7 @@ from torch import nn
 from evaluation.segment_features import Segments
 
 CANDIDATES = (8, 16, 32, 64, 128, 256)
-LEAST_GAIN = 0.02  # in the mean cosine of held-out segments
+LEAST_GAIN = 0.2  # of the mean distance (1 - cosine) of held-out segments
 HELD_OUT_IMAGES = 5  # of which one is held out
 BATCH = 2048
 MAX_BORDER, MIN_RETURN = 1.5, 0.9
@@ -46,8 +46,8 @@ class Clusters(NamedTuple):
 def cluster_segments(segments: Segments, candidates: Sequence[int] = CANDIDATES, seed: int = 0) -> Clusters:
     """Spherical k-means of segments' directions, by minibatches (scikit-learn's MiniBatchKMeans on unit vectors).
 
-    - How many: the first of the candidates from which the next raises the mean cosine of held-out segments (of every fifth
-      image) with their cluster by less than 0.02; the last if each does.
+    - How many: the first of the candidates from which the next takes less than a fifth off the mean distance (1 - cosine) of
+      held-out segments (of every fifth image) to their cluster; the last if each does.
     - What comes back: the images are halved, and each half is clustered alone. A cluster of all images is as stable as its
       most similar cluster of the half where that is less similar.
 
@@ -74,10 +74,9 @@ def cluster_segments(segments: Segments, candidates: Sequence[int] = CANDIDATES,
     for candidate in candidates if len(candidates) > 1 else []:
         centres = _centres(segments.vectors[part], candidate, seed)
         tried[candidate] = (segments.vectors[held_out] @ centres.T).amax(dim=1).mean().item()
-        before = list(tried.values())
-        if len(before) > 1 and before[-1] - before[-2] < LEAST_GAIN:
+        if _is_enough(tried):
             break
-    number = _chosen(tried) if tried else candidates[0]
+    number = list(tried)[-2] if _is_enough(tried) else candidates[-1]
     centres = _centres(segments.vectors, number, seed)
     cosines = segments.vectors @ centres.T  # (S, E)
     similarity, owner = cosines.max(dim=1)
@@ -98,13 +97,10 @@ def cluster_segments(segments: Segments, candidates: Sequence[int] = CANDIDATES,
     )
 
 
-def _chosen(tried: dict[int, float]) -> int:
-    """The last number that was worth it."""
-    numbers, values = list(tried), list(tried.values())
-    for place in range(1, len(numbers)):
-        if values[place] - values[place - 1] < LEAST_GAIN:
-            return numbers[place - 1]
-    return numbers[-1]
+def _is_enough(tried: dict[int, float]) -> bool:
+    """Whether the last number that was tried gained too little over the one before."""
+    distances = [1 - cosine for cosine in list(tried.values())[-2:]]
+    return len(distances) == 2 and distances[0] - distances[1] < LEAST_GAIN * distances[0]
 
 
 def _centres(vectors: torch.Tensor, number: int, seed: int) -> torch.Tensor:

@@ -135,6 +135,18 @@ assert type(model).__module__.startswith("transformers_modules."), type(model)
 # Claims of the page
 
 
+def test_the_lines_of_the_dictionarys_page_run(tmp_path, monkeypatch, capsys):
+    (tmp_path / "checkpoints").symlink_to(ROOT / "checkpoints")
+    monkeypatch.chdir(tmp_path)
+    (block,) = python_blocks((ROOT / "docs" / "dictionary" / "README.md").read_text())
+    names: dict = {}
+    exec(compile(block, "docs/dictionary/README.md", "exec"), names)
+    shown = capsys.readouterr().out
+    assert "torch.Size([128, 128])" in shown and "'name': 'part " in shown
+    assert "the commonest part" in names["named"].names and names["named"].names[1:] == names["dictionary"].names[1:20]
+    assert (tmp_path / "outputs/dictionary/catalogue.jpg").is_file()
+
+
 @pytest.mark.parametrize("folder", ["model", "outputs/quickstart/model"])
 @pytest.mark.parametrize("model_type", ["rats", "dinov2_with_registers"])
 def test_auto_backbone_asks_the_hub_for_a_local_folder(make_config, tmp_path, monkeypatch, model_type, folder):
