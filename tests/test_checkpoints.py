@@ -4,14 +4,15 @@ import json
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 from huggingface_hub import ModelCard
 from PIL import Image
 from safetensors import safe_open
-from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation
+from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation, pipeline
 
 from evaluation import part_segmentation
-from evaluation.synthetic_parts import render, write_dataset
+from evaluation.synthetic_parts import PART_NAMES, render, write_dataset
 from modeling_rats import RatsForPartSegmentation, RatsImageProcessor
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -64,3 +65,19 @@ def test_the_code_in_a_checkpoints_card_runs(folder, tmp_path, monkeypatch, caps
     for code in codes:
         exec(compile(code, str(folder), "exec"), {})
     assert len(codes) == 3 and capsys.readouterr().out.count("register ") > 3
+
+
+@pytest.mark.parametrize(
+    "folder", [one for one in CHECKPOINTS if (one / "dictionary").is_dir()], ids=lambda folder: folder.name
+)
+def test_a_checkpoints_dictionary_names_the_parts_of_held_out_images(folder):
+    segmenter = pipeline("part-segmentation", model=str(folder), dictionary=str(folder / "dictionary"))
+    right = shown = 0
+    for index in range(20):
+        sample = render(TEST_SEED, index, 128, "colours")
+        for part in segmenter(Image.fromarray(sample.image)):
+            where = np.asarray(part["mask"]) > 0
+            label = np.bincount(sample.mask[where]).argmax()
+            if part["name"] is not None and label > 0 and (sample.mask[where] == label).mean() > 0.5:
+                right, shown = right + (part["name"] == PART_NAMES[label]), shown + 1
+    assert shown > 40 and right / shown > 0.5
