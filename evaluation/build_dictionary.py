@@ -10,7 +10,7 @@ the images, or that lie on the images' borders as background does, are dropped. 
 {"part 3": "wheel", "part 5": null}: entries with the same name are merged, null drops one. With masks, each true part gets the
 mean of the parts found where it has most of the pixels. A click, {"image": "bird.jpg", "x": 120, "y": 80, "name": "beak"}, is
 in pixels of the image, whose path is seen from the file; it stands for the part found there. Under `accelerate launch` the
-processes share the images.
+processes share the images; so they do under torchrun, which on a machine without a GPU is the one that starts several.
 """
 
 import argparse
@@ -30,44 +30,54 @@ from evaluation.dictionary_pictures import draw_catalogue, read_examples
 from evaluation.part_clusters import CANDIDATES, MAX_BORDER, MIN_RETURN, cluster_segments
 from evaluation.part_samples import PartSample, part_rows, read_label_names
 from evaluation.records import describe_run
-from evaluation.segment_features import VECTORS, PartReader, Segments, joined, read_segments, segments_of
+from evaluation.segment_features import NO_LABEL, VECTORS, PartReader, Segments, joined, read_segments, segments_of
 from evaluation.segmenters import load_rats
 from modeling_rats import PartDictionary, PartEntry, RatsForPartSegmentation, read_image
 from modeling_rats.part_dictionary import model_fingerprint
 
 EXAMPLES = 8  # of an entry
-THRESHOLD_QUANTILE = 0.1  # of its segments' mean cosines: nine in ten are found again
 LEAST_PURITY = 0.5  # of a segment that stands for a true part
 CATALOGUE = "catalogue.jpg"
 
 
-def entry_of(name: str, vector: torch.Tensor, segments: Segments, heads: torch.Tensor | None, **statistics: float) -> PartEntry:
+def entry_of(
+    name: str, vector: torch.Tensor, segments: Segments, own: torch.Tensor, heads: torch.Tensor | None, **statistics: float
+) -> PartEntry:
     """An entry by the segments it stands for.
 
     Args:
         name: Of the entry.
         vector: Its direction, (D,).
-        segments: Those it stands for.
+        segments: All that were found.
+        own: Which of them it stands for, bool, (S,). Its threshold is the mean cosine of a segment's patches that tells them
+            from all others with the highest IoU, both counted by their areas.
         heads: The attention head of each register, (N,); None if no head owns any.
         statistics: What else is known of it.
     """
-    alike = segments.vectors @ vector  # (S,)
-    of_patches = alike * segments.similarity  # the mean cosine of a segment's patches with the entry
-    best = alike.argsort(descending=True, stable=True)[:EXAMPLES].tolist()
+    of_patches = segments.means @ vector  # (S,)
+    area = segments.area.double()
+    order = of_patches.argsort(descending=True, stable=True)
+    hits, taken = (own * area)[order].cumsum(0), area[order].cumsum(0)
+    iou = hits / (taken + (own * area).sum() - hits)
+    best = int(iou.argmax())
+    members = segments.chosen(own)
+    alike = members.vectors @ vector
+    shown = alike.argsort(descending=True, stable=True)[:EXAMPLES].tolist()
     return PartEntry(
         name=name,
-        threshold=of_patches.quantile(THRESHOLD_QUANTILE).item(),
+        threshold=of_patches[order[best]].item(),
         support=len(alike),
-        registers=_shares(segments.register),
-        heads={} if heads is None else _shares(heads[segments.register]),
+        registers=_shares(members.register),
+        heads={} if heads is None else _shares(heads[members.register]),
         examples=[
-            {"image": int(segments.image[place]), "box": segments.box[place].tolist(), "score": alike[place].item()}
-            for place in best
+            {"image": int(members.image[place]), "box": members.box[place].tolist(), "score": alike[place].item()}
+            for place in shown
         ],
         statistics={
-            "images": float(len(segments.image.unique())),
+            "images": float(len(members.image.unique())),
             "mean_cosine": alike.mean().item(),
-            "mean_area": segments.area.mean().item(),
+            "mean_area": members.area.mean().item(),
+            "iou_at_threshold": iou[best].item(),
             **statistics,
         },
     )
@@ -84,7 +94,8 @@ def from_clusters(
         entry_of(
             f"part {number}",
             clusters.vectors[place],
-            segments.chosen(clusters.members[place]),
+            segments,
+            _marked(clusters.members[place], len(segments.image)),
             heads,
             returned=clusters.returned[place].item(),
             border=clusters.border[place].item(),
@@ -106,13 +117,13 @@ def from_labels(
     """An entry for each named label: the mean direction of the segments of which it has most pixels."""
     entries, vectors, without = [], [], []
     for label, name in names.items():
-        of_label = segments.chosen((segments.label == label) & (segments.purity >= LEAST_PURITY))
-        if not len(of_label.image):
+        own = (segments.label == label) & (segments.purity >= LEAST_PURITY)
+        if not own.any():
             without.append(name)
             continue
-        mean = of_label.vectors.mean(dim=0)
+        mean = segments.vectors[own].mean(dim=0)
         vectors.append(mean / mean.norm())
-        entries.append(entry_of(name, vectors[-1], of_label, heads))
+        entries.append(entry_of(name, vectors[-1], segments, own, heads))
     if not entries:
         raise ValueError(
             "No segment has one label in most of its pixels; take more images, or a model whose parts are smaller."
@@ -121,28 +132,36 @@ def from_labels(
 
 
 def read_clicks(path: Path, reader: PartReader) -> tuple[Segments, dict[int, str]]:
-    """The segments that were clicked at, with the number of their name as label, and the names.
+    """The segments of the images that were clicked at, with the number of their name as label, and the names.
+
+    The place of an image among those of the clicks is its number. Segments that nobody clicked at are no part's.
 
     Raises:
         ValueError: If the file holds no clicks, or one lies outside of its image.
     """
-    clicks = _read_json(path, list, 'a list of {"image": ..., "x": ..., "y": ..., "name": ...}')
+    what = 'a list of {"image": text, "x": number, "y": number, "name": text}'
+    clicks = _read_json(path, list, what)
+    for click in clicks:
+        kinds = {"image": str, "name": str, "x": int | float, "y": int | float}
+        if not isinstance(click, dict) or not all(isinstance(click.get(key), kind) for key, kind in kinds.items()):
+            raise ValueError(f"{path} holds {click!r}; it must be {what}.")
+    images = list(dict.fromkeys(click["image"] for click in clicks))
     names = list(dict.fromkeys(click["name"] for click in clicks))
     found = []
-    for index, click in enumerate(clicks):
-        image = read_image(str(path.parent / click["image"]))
-        x, y = click["x"], click["y"]
-        if not (0 <= x < image.width and 0 <= y < image.height):
-            raise ValueError(
-                f"{path} has a click at x={x}, y={y} of {click['image']}, which is {image.width} x {image.height} pixels."
-            )
+    for index, file in enumerate(images):
+        image = read_image(str(path.parent / file))
         (read,) = reader.read([PartSample(image)])
         rows, columns = read.part_map.shape
-        register = int(read.part_map[int(y * rows / image.height), int(x * columns / image.width)])
         segments = segments_of(read, PartSample(image), index)
-        clicked = segments.chosen(segments.register == register)
-        label = torch.full_like(clicked.label, names.index(click["name"]))
-        found.append(clicked._replace(label=label, purity=torch.ones_like(clicked.purity)))
+        label = torch.full_like(segments.label, NO_LABEL)
+        for click in (click for click in clicks if click["image"] == file):
+            x, y = click["x"], click["y"]
+            if not (0 <= x < image.width and 0 <= y < image.height):
+                size = f"{image.width} x {image.height}"
+                raise ValueError(f"{path} has a click at x={x}, y={y} of {file}, which is {size} pixels.")
+            register = read.part_map[int(y * rows / image.height), int(x * columns / image.width)]
+            label[segments.register == register] = names.index(click["name"])
+        found.append(segments._replace(label=label, purity=torch.ones_like(segments.purity)))
     if not found:
         raise ValueError(f"{path} holds no clicks; add some.")
     return joined(found), dict(enumerate(names))
@@ -155,10 +174,11 @@ def apply_names(dictionary: PartDictionary, names: Mapping[str, str | None]) -> 
         KeyError: If there is no such entry.
     """
     dictionary = dictionary.drop([name for name, new in names.items() if new is None])
+    wanted = {name: new for name, new in names.items() if new is not None}
     named: dict[str, list[str]] = {}  # new name -> old ones
     for entry in dictionary:
-        named.setdefault(names.get(entry.name) or entry.name, []).append(entry.name)
-    dictionary.rename({name: name for name in names if names[name] is not None})  # tells a name that is not there
+        named.setdefault(wanted.get(entry.name, entry.name), []).append(entry.name)
+    dictionary.rename({name: name for name in wanted})  # tells a name that is not there
     for olds in named.values():
         if len(olds) > 1:
             dictionary = dictionary.merge(olds, olds[0])
@@ -192,7 +212,7 @@ def run(arguments: Sequence[str]) -> PartDictionary | None:
         parser.error("--label_names are those of a --mask_column; name it, too.")
     if not sys.stderr.isatty() or options.quiet:
         disable_progress_bar()  # of transformers, which shows one for loading weights anywhere
-    state = PartialState()
+    state = PartialState(cpu=not torch.accelerator.is_available())
     model, processor = load_rats(options.model, options.revision or "main")
     reader = PartReader(model, processor, options.image_size, options.vectors)
     heads = register_heads(model)
@@ -200,7 +220,7 @@ def run(arguments: Sequence[str]) -> PartDictionary | None:
         segments, names = read_clicks(options.clicks, reader)
         built = from_labels(segments, names, heads)
     else:
-        rows = part_rows(**_of_data(options), mask_column=options.mask_column)
+        rows = part_rows(**_of_data(options), mask_column=options.mask_column, ignore_label=options.ignore_label)
         show = tqdm(rows, total=options.limit, disable=not state.is_main_process or options.quiet or not sys.stderr.isatty())
         segments = read_segments(show, reader, options.batch_size, state)
         if options.mask_column is None:
@@ -227,6 +247,13 @@ def register_heads(model: RatsForPartSegmentation) -> torch.Tensor | None:
     if not config.partition_registers:
         return None
     return torch.arange(config.num_registers) // (config.num_registers // config.num_attention_heads)
+
+
+def _marked(places: torch.Tensor, number: int) -> torch.Tensor:
+    """A mask of these places, bool, (number,)."""
+    mask = torch.zeros(number, dtype=torch.bool)
+    mask[places] = True
+    return mask
 
 
 def _names_of_labels(options: argparse.Namespace, segments: Segments) -> dict[int, str]:
@@ -319,6 +346,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--min_return", type=float, default=MIN_RETURN, help="drop what comes back less (%(default)s)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--mask_column", help="name entries by the masks of this column")
+    parser.add_argument("--ignore_label", type=int, metavar="N", help="label of mask pixels that do not count, such as 255")
     parser.add_argument("--label_names", type=Path, metavar="JSON", help="names of the masks' labels, 0 (background) first")
     parser.add_argument("--clicks", type=Path, metavar="JSON", help="build entries of clicked parts")
     parser.add_argument("--dictionary", type=Path, metavar="DIR", help="a dictionary to be named")

@@ -28,7 +28,7 @@ from evaluation.dictionary_scores import Places, best_entries, paths_of, read_pl
 from evaluation.part_clusters import cluster_segments
 from evaluation.part_samples import PartRow, part_rows, read_label_names
 from evaluation.records import describe_run, write_json
-from evaluation.segment_features import PartReader, PatchKMeansReader, Reader, read_segments
+from evaluation.segment_features import PartReader, PatchKMeansReader, Reader, decoded, read_segments
 from evaluation.segmenters import load_rats
 from evaluation.token_segmenters import input_size
 from modeling_rats import PartDictionary
@@ -54,6 +54,10 @@ def run(arguments: Sequence[str]) -> dict[str, Any]:
     names = read_label_names(options.label_names)
     labels = [label for label in range(1, len(names)) if names[label] not in options.without]
     parts = [names[label] for label in labels]
+    if not parts:
+        raise ValueError(
+            f"{options.label_names} without {', '.join(options.without) or 'its first'} names no part; leave some."
+        )
     paths = None if options.taxonomy is None else paths_of(json.loads(options.taxonomy.read_text(encoding="utf-8")))
     model, processor = load_rats(options.model, options.revision or "main")
     dictionary = PartDictionary.from_pretrained(options.dictionary).with_model(model, processor)
@@ -100,10 +104,10 @@ def run(arguments: Sequence[str]) -> dict[str, Any]:
             }
             if title == "dictionary":
                 _draw_transfers(found.sources, found.iou, options.output)
-    _draw_entries(dictionary, record["best_entries"]["dictionary"], _rows(options, "test"), options.output)
     write_json(options.output / "report.json", record)
     (options.output / "report.md").write_text(as_markdown(record), encoding="utf-8")
     print(as_markdown(record))
+    _draw_entries(dictionary, record["best_entries"]["dictionary"], _rows(options, "test"), options.output)
     return record
 
 
@@ -143,7 +147,7 @@ def _slices(number: int) -> dict[str, slice]:
 
 def _twin(options: argparse.Namespace, reader: PartReader, number: int) -> tuple[Reader, torch.Tensor]:
     """A reader of the twin, and as many entries made of its patches' k-means with as many segments as the model has."""
-    state = PartialState()
+    state = PartialState(cpu=not torch.accelerator.is_available())
     of_model = read_segments(_rows(options, "train"), reader, options.batch_size, state)
     backbone = load_backbone(options.twin)
     each = round(len(of_model.image) / len(of_model.image.unique()))
@@ -155,7 +159,7 @@ def _twin(options: argparse.Namespace, reader: PartReader, number: int) -> tuple
 def _rows(options: argparse.Namespace, split: str) -> Any:
     name, limit = getattr(options, f"{split}_split"), getattr(options, f"{split}_limit")
     given = (options.dataset, options.config, name, options.dataset_revision, options.image_column)
-    return part_rows(*given, options.mask_column, options.category_column, limit)
+    return part_rows(*given, options.mask_column, options.category_column, limit, options.ignore_label)
 
 
 def _check_categories(places: Places, paths: Mapping[str, Sequence[str]] | None) -> None:
@@ -181,7 +185,8 @@ def _draw_entries(dictionary: PartDictionary, best: Mapping[str, Mapping[str, An
     for row in rows:
         if len(images) == FOUND_IMAGES:
             break
-        images.append(row.decode().image)
+        if (usable := decoded(row)) is not None:
+            images.append(usable[1].image)
     chosen = {part: dictionary.names[scored["entry"]] for part, scored in best.items()}
     draw_found(dictionary, chosen, images).save(output / "found.jpg", quality=85)
     told = {name: " / ".join(part for part, entry in chosen.items() if entry == name) for name in dictionary.names}
@@ -216,6 +221,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--test_limit", type=int, metavar="N", help="the first N images only")
     parser.add_argument("--image_column", help="found when there is one")
     parser.add_argument("--mask_column", default="mask", help="(%(default)s)")
+    parser.add_argument("--ignore_label", type=int, metavar="N", help="label of mask pixels that do not count, such as 255")
     parser.add_argument("--category_column", help="what images show; for transfer between categories")
     parser.add_argument("--label_names", required=True, type=Path, metavar="JSON", help="of the masks, 0 (background) first")
     parser.add_argument("--without", nargs="*", default=[], metavar="NAME", help="labels that are no parts to be found")

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from sklearn.cluster import MiniBatchKMeans
+from threadpoolctl import threadpool_limits
 from torch import nn
 
 from evaluation.segment_features import Segments
@@ -105,5 +106,7 @@ def _is_enough(tried: dict[int, float]) -> bool:
 
 def _centres(vectors: torch.Tensor, number: int, seed: int) -> torch.Tensor:
     """Directions of clusters, (number, D)."""
-    kmeans = MiniBatchKMeans(number, random_state=seed, batch_size=BATCH, n_init=3).fit(np.asarray(vectors, dtype=np.float32))
+    kmeans = MiniBatchKMeans(number, random_state=seed, batch_size=BATCH, n_init=3)
+    with threadpool_limits(limits=1):  # sums split over threads round differently from run to run
+        kmeans.fit(np.asarray(vectors, dtype=np.float32))
     return nn.functional.normalize(torch.from_numpy(kmeans.cluster_centers_).float(), dim=1)

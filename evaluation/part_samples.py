@@ -38,12 +38,14 @@ class PartRow:
         row: What the data set holds of it.
         columns: Of which `image`, `mask` and `category` are read; the last two may be None.
         categories: Names of categories that are numbers; None where they are text.
+        ignore_label: Label of mask pixels that do not count; they become -1.
     """
 
     index: int
     row: dict[str, Any]
     columns: tuple[str, str | None, str | None]
     categories: ClassLabel | None
+    ignore_label: int | None = None
 
     def decode(self) -> PartSample:
         """
@@ -56,8 +58,9 @@ class PartRow:
             category = self.categories.int2str(category)
         told = None if category is None else str(category)
         if mask_column is not None:
-            sample = decode_sample(self.row[image_column], self.row[mask_column], f"row {self.index}", None)
-            return PartSample(sample.image, sample.mask, told)
+            sample = decode_sample(self.row[image_column], self.row[mask_column], f"row {self.index}", self.ignore_label)
+            mask = sample.mask.astype(np.int64)
+            return PartSample(sample.image, np.where(mask == self.ignore_label, -1, mask), told)
         try:
             return PartSample(decode_image(self.row[image_column]), None, told)
         except Exception as error:  # decoders raise anything
@@ -73,6 +76,7 @@ def part_rows(
     mask_column: str | None = None,
     category_column: str | None = None,
     limit: int | None = None,
+    ignore_label: int | None = None,
 ) -> Iterator[PartRow]:
     """The first rows of a data set, in its order.
 
@@ -85,6 +89,7 @@ def part_rows(
         mask_column: Column of masks; None reads none.
         category_column: Column of what images show, class labels or text; None reads none.
         limit: The most images; None for all.
+        ignore_label: Label of mask pixels that do not count, such as 255.
 
     Raises:
         FileNotFoundError: If there is no such data set.
@@ -101,7 +106,7 @@ def part_rows(
     kind = None if category_column is None else rows.features[category_column]
     categories = kind if isinstance(kind, ClassLabel) else None
     wanted = rows.select_columns([column for column in columns if column is not None])
-    return (PartRow(index, row, columns, categories) for index, row in enumerate(islice(wanted, limit)))
+    return (PartRow(index, row, columns, categories, ignore_label) for index, row in enumerate(islice(wanted, limit)))
 
 
 def read_label_names(path: str | Path) -> list[str]:

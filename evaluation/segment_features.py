@@ -19,7 +19,7 @@ from evaluation.baselines import cluster
 from evaluation.part_samples import PartRow, PartSample
 from evaluation.token_segmenters import InputSize, TokenReader
 from modeling_rats import RatsForPartSegmentation
-from modeling_rats.part_maps import part_map
+from modeling_rats.part_maps import part_map, patches_to_pixels, pixel_to_patch
 
 Vectors = Literal["patches", "registers"]
 VECTORS: tuple[Vectors, ...] = get_args(Vectors)
@@ -31,7 +31,7 @@ class Segments(NamedTuple):
 
     Attributes:
         vectors: Directions, of length 1, float32, (S, D).
-        similarity: Mean cosine of the segment's patches with its direction, (S,).
+        means: Mean of its patches' unit vectors, whose product with a direction is their mean cosine with it, (S, D).
         register: Which register won it, int64, (S,).
         image: Place of its image in the data set, from 0, int64, (S,).
         box: x0, y0, x1, y1 as shares of the image's width and height, (S, 4).
@@ -43,7 +43,7 @@ class Segments(NamedTuple):
     """
 
     vectors: torch.Tensor
-    similarity: torch.Tensor
+    means: torch.Tensor
     register: torch.Tensor
     image: torch.Tensor
     box: torch.Tensor
@@ -160,7 +160,7 @@ def segments_of(read: ImageFeatures, sample: PartSample, index: int) -> Segments
     labels, purity = _true_labels(claims, sample)
     return Segments(
         vectors=vectors,
-        similarity=(means * vectors).sum(dim=1),  # of unit patches the mean cosine
+        means=means,
         register=register,
         image=torch.full_like(register, index),
         box=torch.stack([_box(claim > 0) for claim in claims]),
@@ -172,9 +172,18 @@ def segments_of(read: ImageFeatures, sample: PartSample, index: int) -> Segments
 
 
 def label_shares(mask: torch.Tensor, num_labels: int, grid: tuple[int, int]) -> torch.Tensor:
-    """Which share of each patch has each label, (num_labels, rows, columns), by a mask, (height, width)."""
-    one_hot = nn.functional.one_hot(mask.long().clamp(0, num_labels - 1), num_labels).movedim(-1, 0).float()
-    return nn.functional.adaptive_avg_pool2d(one_hot, grid)
+    """Which share of each patch has each label, (num_labels, rows, columns), by a mask, integers, (height, width).
+
+    Labels below 0 and from `num_labels` on have no share, so that those of a patch may sum to less than 1.
+    """
+    rows, columns = grid
+    mask = patches_to_pixels(mask.long(), (max(mask.shape[0], rows), max(mask.shape[1], columns)))  # a pixel a patch at least
+    row, column = pixel_to_patch(mask.shape[0], rows), pixel_to_patch(mask.shape[1], columns)
+    patch = row[:, None] * columns + column  # (height, width)
+    known = (mask >= 0) & (mask < num_labels)
+    counts = torch.bincount((mask * (rows * columns) + patch)[known], minlength=num_labels * rows * columns)
+    pixels = torch.bincount(patch.flatten(), minlength=rows * columns)
+    return counts.view(num_labels, rows, columns).float() / pixels.view(rows, columns)
 
 
 def joined(segments: Sequence[Segments]) -> Segments:
@@ -186,7 +195,7 @@ def read_segments(rows: Iterable[PartRow], reader: Reader, batch_size: int, stat
     """The segments of all images; each rank reads every R-th batch of R ranks, and all ranks get all.
 
     A batch holds the same images however many ranks there are, so the segments are the same. A broken image is told of and
-    passed over. What is held in memory is 4 bytes x segments x D.
+    passed over. What is held in memory is 8 bytes x segments x D.
 
     Args:
         rows: All of the split, the same on all ranks.
@@ -226,7 +235,7 @@ def _true_labels(claims: torch.Tensor, sample: PartSample) -> tuple[torch.Tensor
     if sample.mask is None:
         return torch.full((len(claims),), NO_LABEL), torch.zeros(len(claims))
     mask = torch.from_numpy(sample.mask.astype("int64"))
-    shares = label_shares(mask, int(mask.max()) + 1, (claims.shape[1], claims.shape[2]))  # (C, rows, columns)
+    shares = label_shares(mask, max(1, int(mask.max()) + 1), (claims.shape[1], claims.shape[2]))  # (C, rows, columns)
     of_segments = claims.flatten(1) @ shares.flatten(1).T / claims.flatten(1).sum(dim=1, keepdim=True)  # (S, C)
     purity, label = of_segments.max(dim=1)
     return label, purity

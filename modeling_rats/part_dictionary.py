@@ -69,7 +69,7 @@ class PartDictionary(PushToHubMixin):
         settings: How it was made, for the reader.
 
     Raises:
-        ValueError: If names are not unique, or vectors do not fit, are not finite or 0.
+        ValueError: If names are not unique or no text, or vectors do not fit, are not finite or 0.
 
     Example:
 
@@ -93,6 +93,9 @@ class PartDictionary(PushToHubMixin):
         settings: Mapping[str, Any] | None = None,
     ):
         listed = list(entries)
+        nameless = [entry.name for entry in listed if not isinstance(entry.name, str) or not entry.name]
+        if nameless:
+            raise ValueError(f"Names {nameless} are no text or empty; an entry needs a name in words. Give others.")
         self.entries = {entry.name: entry for entry in listed}
         if len(self.entries) < len(listed):
             names = [entry.name for entry in listed]
@@ -212,6 +215,10 @@ class PartDictionary(PushToHubMixin):
         other._model, other._image_processor = model, image_processor
         return other
 
+    def is_of(self, model: PreTrainedModel) -> bool:
+        """Whether it has this very model already."""
+        return self._model is model
+
     # What it is for
 
     @torch.no_grad()
@@ -300,7 +307,7 @@ class PartDictionary(PushToHubMixin):
 
     def drop(self, names: Iterable[str]) -> "PartDictionary":
         """A dictionary without some entries."""
-        dropped = {self._known(name) for name in names}
+        dropped = {self._known(name) for name in ([names] if isinstance(names, str) else names)}
         kept = [place for place, entry in enumerate(self) if entry.name not in dropped]
         return self._changed([entry for entry in self if entry.name not in dropped], self.vectors[kept])
 
@@ -309,7 +316,7 @@ class PartDictionary(PushToHubMixin):
 
         Its threshold is the lowest of theirs, and its statistics are not kept, since nobody measured it.
         """
-        merged = [self[one] for one in dict.fromkeys(names)]
+        merged = [self[one] for one in dict.fromkeys([names] if isinstance(names, str) else names)]
         if not merged:
             raise ValueError("merge was given no names; name the entries to be one.")
         places = [self.names.index(entry.name) for entry in merged]

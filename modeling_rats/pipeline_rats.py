@@ -1,6 +1,7 @@
 # Copyright 2026 The RATS for Hugging Face authors. MIT licence.
 """`pipeline("part-segmentation")`: images in, a mask for each part out."""
 
+import os
 from collections import defaultdict
 from typing import Any
 
@@ -86,9 +87,9 @@ class PartSegmentationPipeline(Pipeline):
         if "dictionary" not in options:
             return image_options, {}, part_options
         dictionary = options["dictionary"]
-        if dictionary is not None:
-            if not isinstance(dictionary, PartDictionary):
-                dictionary = PartDictionary.from_pretrained(dictionary)
+        if isinstance(dictionary, str | os.PathLike):
+            dictionary = PartDictionary.from_pretrained(dictionary)
+        if dictionary is not None and not dictionary.is_of(self.model):
             dictionary = dictionary.with_model(self.model, self.image_processor)
         return image_options, {"output_patch_features": dictionary is not None}, {**part_options, "dictionary": dictionary}
 

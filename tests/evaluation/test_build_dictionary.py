@@ -10,8 +10,9 @@ import torch
 from datasets import load_dataset
 from PIL import Image
 
-from evaluation.build_dictionary import CATALOGUE, apply_names, main, run
+from evaluation.build_dictionary import CATALOGUE, apply_names, entry_of, main, run
 from evaluation.part_samples import part_rows, read_label_names
+from evaluation.segment_features import Segments
 from evaluation.synthetic_parts import write_dataset
 from modeling_rats import PartDictionary, PartEntry, RatsForPartSegmentation, RatsImageProcessor
 from modeling_rats.part_dictionary import model_fingerprint
@@ -52,7 +53,7 @@ def test_a_dictionary_without_labels(build, model, tmp_path, capsys):
     assert again.settings["images_read"] == IMAGES and again.settings["clusters"] == 4
     for entry in again:
         assert sum(entry.registers.values()) == pytest.approx(1) and sum(entry.heads.values()) == pytest.approx(1)
-        assert 0 < len(entry.examples) <= 8 and 0 < entry.threshold < 1
+        assert 0 < len(entry.examples) <= 8 and 0 < entry.threshold < 1 and 0 < entry.statistics["iou_at_threshold"] <= 1
         scores = [example["score"] for example in entry.examples]
         assert scores == sorted(scores, reverse=True) and all(0 <= example["image"] < IMAGES for example in entry.examples)
     loaded = RatsForPartSegmentation.from_pretrained(model)
@@ -70,7 +71,21 @@ def test_its_entries_find_the_segments_they_were_made_of(build, model, data):
         example = entry.examples[0]
         heat = ready.localize(images[example["image"]], entry.name)
         x0, y0, x1, y1 = (round(64 * side) for side in example["box"])
-        assert heat.max() == heat[y0:y1, x0:x1].max() and heat.max() >= entry.threshold
+        assert heat.max() == heat[y0:y1, x0:x1].max()
+
+
+def test_a_threshold_tells_an_entrys_segments_from_the_others():
+    """Of areas 1, 1, 2 and 4 with cosines 0.9, 0.8, 0.7 and 0.1 the first and third are its own: at 0.7 IoU is 3 / 4."""
+    cosines = torch.tensor([0.9, 0.8, 0.7, 0.1])
+    vectors = torch.stack([cosines, (1 - cosines**2).sqrt()], dim=1)
+    zeros = torch.zeros(4, dtype=torch.int64)
+    area = torch.tensor([1.0, 1.0, 2.0, 4.0])
+    segments = Segments(
+        vectors, vectors, zeros, torch.arange(4), torch.zeros(4, 4), area, torch.zeros(4), zeros, torch.zeros(4)
+    )
+    entry = entry_of("wheel", torch.tensor([1.0, 0.0]), segments, torch.tensor([True, False, True, False]), None)
+    assert entry.threshold == pytest.approx(0.7) and entry.statistics["iou_at_threshold"] == pytest.approx(3 / 4)
+    assert entry.support == 2 and [example["image"] for example in entry.examples] == [0, 2] and entry.heads == {}
 
 
 def test_background_and_unstable_clusters_are_dropped(build):
@@ -110,6 +125,12 @@ def test_entries_of_clicks(model, data, tmp_path):
     (tmp_path / "clicks.json").write_text(json.dumps([{**clicks[0], "x": 64}]))
     with pytest.raises(SystemExit, match=r"click at x=64, y=3 of bird\.png, which is 64 x 64 pixels"):
         main(arguments)
+    for bad in ({**clicks[0], "y": "3"}, {"image": "bird.png", "x": 3, "name": "corner"}, "corner"):
+        (tmp_path / "clicks.json").write_text(json.dumps([bad]))
+        with pytest.raises(SystemExit, match=r"clicks.json holds .*; it must be a list of"):
+            main(arguments)
+    (tmp_path / "clicks.json").write_text(json.dumps([clicks[0], {**clicks[0], "x": 2}]))
+    assert [entry.support for entry in run(arguments)] == [1]  # two clicks on one part
     (tmp_path / "clicks.json").write_text("[]")
     with pytest.raises(SystemExit, match="holds no clicks"):
         main(arguments)
@@ -144,6 +165,10 @@ def test_a_person_names_entries_in_a_file(tmp_path, capsys):
     ]
     with pytest.raises(SystemExit, match="There is no entry 'x'; the dictionary has 4"):
         main(arguments)
+    (tmp_path / "names.json").write_text('{"a": 5}')
+    with pytest.raises(SystemExit, match=r"Names \[5\] are no text or empty"):
+        main(arguments)
+    assert not (tmp_path / "new").exists()
     (tmp_path / "names.json").write_text('{"a": "wheel"}')
     main(arguments)
     assert PartDictionary.from_pretrained(tmp_path / "new").names == ["wheel", "b", "c", "d"]
@@ -193,6 +218,10 @@ def test_rows_know_mask_and_category(data):
         assert decoded.category == table.features["category"].int2str(told["category"])
         assert set(decoded.mask.flatten().tolist()) - {0} == set(told["parts"]) and max(told["parts"]) < len(names)
         assert decoded.image.tobytes() == told["image"].tobytes()
+    label = table[0]["parts"][0]
+    (row,) = part_rows(str(data), split="train", mask_column="mask", limit=1, ignore_label=label)
+    known = next(iter(part_rows(str(data), split="train", mask_column="mask"))).decode().mask
+    assert ((row.decode().mask == -1) == (known == label)).all()
     plain = next(iter(part_rows(str(data), split="train"))).decode()
     assert plain.mask is None and plain.category is None
 
@@ -203,7 +232,9 @@ def test_two_processes_build_what_one_builds(build, model, data, tmp_path):
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     given = ["--model", str(model), "--dataset", str(data), "--output", str(tmp_path / "two"), "--quiet", *arguments]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    subprocess.run([*launcher, "-m", "evaluation.build_dictionary", *given], env=environment, check=True, capture_output=True)
+    together = [*launcher, "-m", "evaluation.build_dictionary", *given]
+    done = subprocess.run(together, env=environment, check=True, capture_output=True, text=True, timeout=120)
+    assert done.stdout.count("4 entries") == 1  # they share the images, and one of them tells
     two = PartDictionary.from_pretrained(tmp_path / "two")
     torch.testing.assert_close(two.vectors, alone.vectors)
     assert [entry.support for entry in two] == [entry.support for entry in alone]

@@ -2,8 +2,11 @@
 
 import json
 import math
+import shutil
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
@@ -129,6 +132,28 @@ def test_the_report_of_a_dictionary_and_its_controls(made, arguments, tmp_path):
 def test_labels_that_are_no_parts_are_left_out(arguments):
     record = run([*arguments, "--without", "wheel", "--train_limit", "30", "--test_limit", "30"])
     assert "wheel" not in record["best_entries"]["dictionary"] and not record["transfer"]
+    last = run([*arguments, "--without", "handlebar", "--train_limit", "30", "--test_limit", "30"])["best_entries"][
+        "dictionary"
+    ]
+    all_of_them = run([*arguments, "--train_limit", "30", "--test_limit", "30"])["best_entries"]["dictionary"]
+    strip = {"iou_of_other_names"}  # which has one part less
+    for part in last:
+        assert {name: last[part][name] for name in last[part].keys() - strip} == {
+            name: all_of_them[part][name] for name in last[part].keys() - strip
+        }
+
+
+def test_a_broken_image_costs_no_report(made, arguments, tmp_path, capsys):
+    table = pq.read_table(next((made / "data").glob("test-*.parquet")))
+    rows = table.to_pylist()
+    rows[0]["image"]["bytes"] = b"no image"
+    (tmp_path / "data").mkdir()
+    shutil.copy(made / "data" / "label_names.json", tmp_path / "data")
+    shutil.copy(next((made / "data").glob("train-*.parquet")), tmp_path / "data" / "train-00000-of-00001.parquet")
+    pq.write_table(pa.Table.from_pylist(rows, table.schema), tmp_path / "data" / "test-00000-of-00001.parquet")
+    run([argument.replace(str(made / "data"), str(tmp_path / "data")) for argument in arguments])
+    assert (tmp_path / "report" / "found.jpg").is_file() and (tmp_path / "report" / "report.json").is_file()
+    assert "passed over" in capsys.readouterr().err
 
 
 def test_what_does_not_fit_is_told(made, arguments, tmp_path, make_config):

@@ -18,7 +18,7 @@ def segments(directions, images, border=None, noise=0.05):
     count = len(image)
     return Segments(
         vectors=nn.functional.normalize(vectors, dim=1),
-        similarity=torch.ones(count),
+        means=nn.functional.normalize(vectors, dim=1),
         register=torch.zeros(count, dtype=torch.int64),
         image=image,
         box=torch.zeros(count, 4),

@@ -21,6 +21,7 @@ from evaluation.segment_features import (
 )
 from evaluation.token_segmenters import InputSize
 from modeling_rats import RatsForPartSegmentation, RatsImageProcessor
+from modeling_rats.part_maps import pixel_to_patch
 
 
 class Row:
@@ -67,7 +68,7 @@ def test_segments_are_told_by_their_patches():
         mean = directions[:, part_map == register].mean(dim=1)
         torch.testing.assert_close(found.vectors[row], mean / mean.norm())
         cosines = directions[:, part_map == register].T @ found.vectors[row]
-        assert found.similarity[row].item() == pytest.approx(cosines.mean().item(), abs=1e-6)
+        assert (found.means[row] @ found.vectors[row]).item() == pytest.approx(cosines.mean().item(), abs=1e-6)
     assert found.box.tolist() == [[0, 0, 1, 1], [0, 0, 0.5, pytest.approx(2 / 3)]]
     assert found.area.tolist() == pytest.approx([8 / 12, 4 / 12])
     assert found.border.tolist() == pytest.approx([(7 / 8) / (10 / 12), (3 / 4) / (10 / 12)])
@@ -76,7 +77,17 @@ def test_segments_are_told_by_their_patches():
 
 def test_shares_of_labels_count_pixels():
     mask = torch.tensor([[0, 1, 2, 2], [1, 1, 2, 9]])
-    assert label_shares(mask, 3, (1, 2))[:, 0].tolist() == [[0.25, 0], [0.75, 0], [0, 1]]  # 9 is clamped to the last
+    assert label_shares(mask, 3, (1, 2))[:, 0].tolist() == [[0.25, 0], [0.75, 0], [0, 0.75]]  # 9 is none of the three
+    assert label_shares(torch.where(mask == 1, -1, mask), 3, (1, 2))[:, 0].tolist() == [[0.25, 0], [0, 0], [0, 0.75]]
+    uneven = torch.randint(0, 4, (13, 17), generator=torch.Generator().manual_seed(0))
+    shares = label_shares(uneven, 4, (3, 5))
+    row, column = pixel_to_patch(13, 3), pixel_to_patch(17, 5)
+    for label in range(4):
+        for y in range(3):
+            for x in range(5):
+                inside = uneven[row == y][:, column == x]
+                assert shares[label, y, x].item() == pytest.approx((inside == label).float().mean().item())
+    assert label_shares(torch.tensor([[0, 1]]), 2, (2, 4)).tolist() == [[[1, 1, 0, 0]] * 2, [[0, 0, 1, 1]] * 2]
 
 
 @pytest.mark.parametrize("vectors", ["patches", "registers"])

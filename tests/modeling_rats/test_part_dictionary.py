@@ -166,6 +166,9 @@ def test_entries_and_features_that_do_not_fit_are_refused(dictionary):
         dictionary.search(torch.ones(1, 8, 2, 2))
     with pytest.raises(KeyError, match=r"no entry 'whel'; the dictionary has 3, such as wheel"):
         dictionary.localize(torch.ones(1, WIDTH, 2, 2), "whel")
+    with pytest.raises(ValueError, match=r"Names \[''\] are no text or empty"):
+        dictionary.rename({"wheel": ""})
+    assert dictionary.drop("wheel").names == ["window", "beak"] and dictionary.merge("wheel", "tyre").names[0] == "tyre"
     with pytest.raises(ValueError, match="merge was given no names"):
         dictionary.merge([], "all")
     with pytest.raises(ValueError, match=r"no model to look at images with; call with_model"):
@@ -268,5 +271,8 @@ def test_the_pipeline_names_parts(built, model, processor, photo, tmp_path):
     batched = always([photo, photo.rotate(90, expand=True), photo], batch_size=2)
     assert [part["name"] for part in batched[0]] == [part["name"] for part in batched[2]] == [part["name"] for part in parts]
     assert all("name" in part for part in batched[1])
+    foreign = PartDictionary(list(named), vectors, {"fingerprint": "other"})
     with pytest.raises(ValueError, match="directions mean nothing there"):
-        segmenter(photo, dictionary=PartDictionary(list(named), vectors, {"fingerprint": "other"}))
+        segmenter(photo, dictionary=foreign)
+    wanted = foreign.with_model(segmenter.model, segmenter.image_processor, any_model=True)
+    assert [part["name"] for part in segmenter(photo, dictionary=wanted)] == [part["name"] for part in parts]
