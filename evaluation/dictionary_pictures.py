@@ -40,35 +40,30 @@ def draw_catalogue(dictionary: PartDictionary, images: Mapping[int, Image.Image]
     strips = []
     for number, entry in enumerate(list(dictionary)[:entries]):
         examples = [example for example in entry.examples if example["image"] in images]
-        cut = [_cut_out(draw_entry(dictionary, entry.name, images[one["image"]], number), one["box"]) for one in examples]
+        cut = [
+            _cut_out(_draw(dictionary, entry.name, entry.threshold, images[one["image"]], number), one["box"])
+            for one in examples
+        ]
         if cut:
             strips.append(side_by_side(cut, [f"{entry.name} ({entry.support})", *[""] * (len(cut) - 1)]))
     return grid(strips or [Image.new("RGB", (THUMBNAIL_PX, THUMBNAIL_PX), "white")], columns=2)
 
 
-def draw_entry(dictionary: PartDictionary, name: str, image: Image.Image, color: int = 0) -> Image.Image:
-    """An image with the places that are like an entry in colour: from a little below its threshold to 1."""
-    threshold = dictionary[name].threshold
-    heat = dictionary.localize(image, name)
-    low = threshold - LOW * (1 - threshold)
-    return draw_similarity(image, heat, register_colors(color + 1)[color].tolist(), low, max(1.0, low + 1e-6))
-
-
-def draw_found(dictionary: PartDictionary, entries: Mapping[str, str], images: Sequence[Image.Image]) -> Image.Image:
+def draw_found(
+    dictionary: PartDictionary, entries: Mapping[str, tuple[str, float]], images: Sequence[Image.Image]
+) -> Image.Image:
     """The images in a row, and below them a row for each entry.
 
     Args:
         dictionary: With its model.
-        entries: Name of the entry by what is written beside its row.
+        entries: Name of the entry, and the threshold about which its colour begins, by what is written beside its row.
         images: RGB.
     """
     small = [image.resize((max(1, image.width * THUMBNAIL_PX // image.height), THUMBNAIL_PX)) for image in images]
     rows = [side_by_side(small, ["image", *[""] * (len(small) - 1)])]
-    for number, (told, name) in enumerate(entries.items()):
-        drawn = [
-            draw_entry(dictionary, name, image, number).resize(thumbnail.size)
-            for image, thumbnail in zip(images, small, strict=True)
-        ]
+    for number, (told, (name, threshold)) in enumerate(entries.items()):
+        drawn = [_draw(dictionary, name, threshold, image, number) for image in images]
+        drawn = [one.resize(thumbnail.size) for one, thumbnail in zip(drawn, small, strict=True)]
         rows.append(side_by_side(drawn, [told, *[""] * (len(drawn) - 1)]))
     return grid(rows, columns=1)
 
@@ -96,6 +91,13 @@ def draw_tree(vectors: np.ndarray, names: Sequence[str], path: Path) -> None:
     dendrogram(links, labels=list(names), orientation="right", leaf_font_size=7, ax=axes)
     axes.set(xlabel="1 - cosine")
     figure.savefig(path, dpi=110)
+
+
+def _draw(dictionary: PartDictionary, name: str, threshold: float, image: Image.Image, color: int) -> Image.Image:
+    """An image with the places that are like an entry in colour: from a little below the threshold to 1."""
+    heat = dictionary.localize(image, name)
+    low = threshold - LOW * (1 - threshold)
+    return draw_similarity(image, heat, register_colors(color + 1)[color].tolist(), low, max(1.0, low + 1e-6))
 
 
 def _cut_out(image: Image.Image, box: Iterable[float]) -> Image.Image:

@@ -188,7 +188,8 @@ def _draw_entries(dictionary: PartDictionary, best: Mapping[str, Mapping[str, An
         if (usable := decoded(row)) is not None:
             images.append(usable[1].image)
     chosen = {part: dictionary.names[scored["entry"]] for part, scored in best.items()}
-    draw_found(dictionary, chosen, images).save(output / "found.jpg", quality=85)
+    found = {part: (chosen[part], scored["threshold"]) for part, scored in best.items()}
+    draw_found(dictionary, found, images).save(output / "found.jpg", quality=85)
     told = {name: " / ".join(part for part, entry in chosen.items() if entry == name) for name in dictionary.names}
     draw_tree(dictionary.vectors.numpy(), [f"{told[name]}  {name}".strip() for name in dictionary.names], output / "tree.png")
 
