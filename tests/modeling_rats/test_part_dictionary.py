@@ -12,6 +12,7 @@ from transformers import pipeline
 from modeling_rats import PartDictionary, PartEntry, RatsForPartSegmentation, RatsImageProcessor
 from modeling_rats.part_dictionary import ENTRIES_FILE, VECTORS_FILE, model_fingerprint
 from modeling_rats.part_maps import NO_PART
+from tests.hub_server import HubServer
 
 WIDTH = 32  # of the features
 
@@ -276,3 +277,18 @@ def test_the_pipeline_names_parts(built, model, processor, photo, tmp_path):
         segmenter(photo, dictionary=foreign)
     wanted = foreign.with_model(segmenter.model, segmenter.image_processor, any_model=True)
     assert [part["name"] for part in segmenter(photo, dictionary=wanted)] == [part["name"] for part in parts]
+
+
+def test_it_is_shared_on_the_hub_and_leaves_a_models_card_alone(dictionary, monkeypatch, tmp_path):
+    with HubServer() as hub:
+        hub.take_over(monkeypatch, tmp_path / "home")
+        card = b"---\nlicense: mit\nlibrary_name: transformers\n---\n\nA model of mine.\n"
+        hub.add("owner/rats", {"README.md": card, "config.json": b"{}"})
+        dictionary.push_to_hub("owner/rats")
+        arrived = hub.repositories["owner/rats"].head.files
+        assert arrived.keys() == {"README.md", "config.json", ENTRIES_FILE, VECTORS_FILE}
+        assert b"A model of mine." in arrived["README.md"] and b"license: mit" in arrived["README.md"]
+        again = PartDictionary.from_pretrained("owner/rats")
+        assert again.names == dictionary.names and torch.equal(again.vectors, dictionary.vectors)
+        dictionary.drop("wheel").save_pretrained(tmp_path / "mine", push_to_hub=True, repo_id="owner/parts")
+        assert PartDictionary.from_pretrained("owner/parts").names == ["window", "beak"]
