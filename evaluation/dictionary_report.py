@@ -100,7 +100,7 @@ def run(arguments: Sequence[str]) -> dict[str, Any]:
                 "numbers": transfer_numbers(found, paths),
                 "sources": found.sources,
                 "entries": found.entries,
-                "iou": found.iou.tolist(),
+                **{name: getattr(found, name).round(4).tolist() for name in ("iou", "average_precision", "pointing")},
             }
             if title == "dictionary":
                 _draw_transfers(found.sources, found.iou, options.output)

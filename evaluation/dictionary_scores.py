@@ -116,13 +116,17 @@ class Transfer(NamedTuple):
         sources: (category, part) that chose, in training images of that category.
         entries: Which entry each chose.
         targets: (category, part) that is to be found, in test images of that category.
-        iou: (sources, targets).
+        iou: At the threshold that was chosen with the entry, (sources, targets).
+        average_precision: Whatever the threshold, (sources, targets).
+        pointing: Of the images of the category that show the part, (sources, targets).
     """
 
     sources: list[tuple[str, str]]
     entries: list[int]
     targets: list[tuple[str, str]]
     iou: np.ndarray
+    average_precision: np.ndarray
+    pointing: np.ndarray
 
 
 def transfer(train: Places, test: Places, parts: Sequence[str]) -> Transfer:
@@ -139,14 +143,17 @@ def transfer(train: Places, test: Places, parts: Sequence[str]) -> Transfer:
             entry = int(tried.iou[:, place].argmax())
             sources.append((category, part))
             chosen.append((entry, float(tried.threshold[entry, place])))
-    iou = np.full((len(sources), len(sources)), np.nan)
+    iou, precision, pointed = (np.full((len(sources), len(sources)), np.nan) for _ in range(3))
     for category in categories:
         seen = test.of(category)
         columns = [column for column, (other, _) in enumerate(sources) if other == category]
-        places = [parts.index(sources[column][1]) for column in columns]
+        shares = seen.shares[:, [parts.index(sources[column][1]) for column in columns]]
         for row, (entry, threshold) in enumerate(chosen):
-            iou[row, columns] = iou_at(seen.scores[:, entry], seen.shares, threshold)[places]
-    return Transfer(sources, [entry for entry, _ in chosen], list(sources), iou)
+            scores = seen.scores[:, entry]
+            iou[row, columns] = iou_at(scores, shares, threshold)
+            precision[row, columns] = curves(scores[:, None], shares).average_precision[0]
+            pointed[row, columns] = pointing(scores, shares, seen.images)
+    return Transfer(sources, [entry for entry, _ in chosen], list(sources), iou, precision, pointed)
 
 
 def transfer_numbers(found: Transfer, paths: Mapping[str, Sequence[str]] | None) -> dict[str, float]:

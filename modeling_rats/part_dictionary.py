@@ -177,6 +177,13 @@ class PartDictionary(PushToHubMixin):
             OSError: If one of the two files is not there.
             ValueError: If they are no dictionary, or do not fit together.
         """
+        folder = Path(name_or_path, kwargs.get("subfolder") or "")
+        is_local = Path(name_or_path).exists() or Path(name_or_path).is_absolute()
+        if is_local and not (folder / ENTRIES_FILE).is_file():
+            raise FileNotFoundError(
+                f"{folder} holds no {ENTRIES_FILE}; it must be a folder that PartDictionary.save_pretrained wrote. A model's "
+                'dictionary is in its folder `dictionary` (subfolder="dictionary").'
+            )
         files = [Path(str(cached_file(name_or_path, name, **kwargs))) for name in (ENTRIES_FILE, VECTORS_FILE)]
         try:
             told = json.loads(files[0].read_text(encoding="utf-8"))
@@ -260,6 +267,8 @@ class PartDictionary(PushToHubMixin):
             entry: `name`, `score` (the mean cosine of its patches), `area` (share of the image), `box` [x0, y0, x1, y1] and
             `peak` [x, y] (its most similar patch's centre), as shares of width and height.
         """
+        if k is not None and k < 1:
+            raise ValueError(f"k={k} must be at least 1 entry, or None for all.")
         features, image_size = self._features(inputs)
         if not len(self):
             return [] if image_size is not None else [[] for _ in features]

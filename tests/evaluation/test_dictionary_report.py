@@ -62,6 +62,8 @@ def test_transfer_is_between_all_categories_and_parts():
     assert found.iou[at["cat", "head"], at["dog", "head"]] == 1 and found.iou[at["cat", "head"], at["dog", "tail"]] == 0
     assert found.iou[at["car", "head"], at["dog", "head"]] == 0 and found.iou[at["car", "head"], at["dog", "tail"]] == 1
     assert (np.diag(found.iou) == 1).all()
+    for one in (found.average_precision, found.pointing):
+        assert one[at["cat", "head"], at["dog", "head"]] == 1 > one[at["car", "head"], at["dog", "head"]]
     rare = places(["cat"], LEAST_IMAGES - 1)
     assert transfer(rare, rare, ["head", "tail"]).sources == []
 
@@ -74,7 +76,7 @@ def test_numbers_of_transfer():
     assert numbers["same_part_elsewhere"] == pytest.approx(0.5) and numbers["other_parts_elsewhere"] == pytest.approx(0.5)
     assert numbers["distance_correlation"] < -0.5
     assert "distance_correlation" not in transfer_numbers(transfer(data, data, ["head", "tail"]), None)
-    alone = transfer_numbers(Transfer([("cat", "head")], [0], [("cat", "head")], np.ones((1, 1))), paths_of(TREE))
+    alone = transfer_numbers(Transfer([("cat", "head")], [0], [("cat", "head")], *[np.ones((1, 1))] * 3), paths_of(TREE))
     assert math.isnan(alone["same_part_elsewhere"]) and math.isnan(alone["distance_correlation"])
 
 

@@ -66,6 +66,8 @@ def test_what_is_there_is_found_the_surest_first(dictionary):
     assert found[1]["box"] == [0.75, pytest.approx(1 / 3), 1, pytest.approx(2 / 3)]
     assert found[1]["peak"] == [7 / 8, pytest.approx(0.5)]
     assert [one["name"] for one in dictionary.search(features, k=1)[0]] == ["wheel"]
+    with pytest.raises(ValueError, match="k=0 must be at least 1 entry"):
+        dictionary.search(features, k=0)
 
 
 def test_below_its_threshold_an_entry_is_not_there(dictionary):
@@ -149,9 +151,12 @@ def test_files_that_do_not_fit_are_told(dictionary, tmp_path, change, reason):
         PartDictionary.from_pretrained(tmp_path)
 
 
-def test_a_folder_without_a_dictionary_is_told(tmp_path):
-    with pytest.raises(OSError, match="part_dictionary"):
-        PartDictionary.from_pretrained(tmp_path)
+def test_a_folder_without_a_dictionary_is_told(dictionary, tmp_path):
+    for folder in (tmp_path, tmp_path / "nowhere"):
+        with pytest.raises(FileNotFoundError, match=r"holds no part_dictionary\.json; .*subfolder="):
+            PartDictionary.from_pretrained(folder)
+    dictionary.save_pretrained(tmp_path / "dictionary")
+    assert PartDictionary.from_pretrained(tmp_path, subfolder="dictionary").names == dictionary.names
 
 
 def test_entries_and_features_that_do_not_fit_are_refused(dictionary):
