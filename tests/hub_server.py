@@ -155,6 +155,7 @@ class HubServer:
         }
         for name, value in constants.items():
             monkeypatch.setattr(f"huggingface_hub.constants.{name}", value)
+        monkeypatch.setattr("transformers.utils.hub._hf_api", None)  # or the one that it has made stays with the real Hub
 
     def add(self, name, files, private=False):
         """Adds a repository with these files."""
