@@ -10,7 +10,8 @@ import torch
 from datasets import load_dataset
 from PIL import Image
 
-from evaluation.build_dictionary import CATALOGUE, apply_names, entry_of, main, run
+from evaluation.build_dictionary import CATALOGUE, apply_names, main, run
+from evaluation.dictionary_entries import entry_of
 from evaluation.part_samples import part_rows, read_label_names
 from evaluation.segment_features import Segments
 from evaluation.synthetic_parts import write_dataset
@@ -28,12 +29,8 @@ def data(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory, make_config):
-    folder = tmp_path_factory.mktemp("model")
-    torch.manual_seed(0)
-    RatsForPartSegmentation(make_config(initializer_range=0.3, part_similarity="claimed_patches")).save_pretrained(folder)
-    RatsImageProcessor(size={"height": 64, "width": 64}).save_pretrained(folder)
-    return folder
+def model(tmp_path_factory, save_part_model):
+    return save_part_model(tmp_path_factory.mktemp("model"), size_px=64)
 
 
 @pytest.fixture

@@ -8,7 +8,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import torch
 from PIL import Image
 
 from evaluation.build_dictionary import run as build
@@ -88,13 +87,10 @@ def test_distances_in_the_tree():
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory, make_config):
+def made(tmp_path_factory, save_part_model):
     """A tiny model, 60 rendered images a split, and a dictionary of their parts."""
     folder = tmp_path_factory.mktemp("made")
-    torch.manual_seed(0)
-    model = RatsForPartSegmentation(make_config(initializer_range=0.3, part_similarity="claimed_patches"))
-    model.save_pretrained(folder / "model")
-    RatsImageProcessor(size={"height": 64, "width": 64}).save_pretrained(folder / "model")
+    save_part_model(folder / "model", size_px=64)
     for split, seed in (("train", 0), ("test", 1)):
         write_dataset(folder / "data", 60, 64, seed, "easy", split, 1, quiet=True)
     given = ["--model", str(folder / "model"), "--dataset", str(folder / "data"), "--quiet"]

@@ -42,12 +42,8 @@ def sample(seed, mask=None):
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory, make_config):
-    folder = tmp_path_factory.mktemp("model")
-    torch.manual_seed(0)
-    RatsForPartSegmentation(make_config(initializer_range=0.3, part_similarity="claimed_patches")).save_pretrained(folder)
-    RatsImageProcessor(size={"height": 32, "width": 32}).save_pretrained(folder)
-    return folder
+def folder(tmp_path_factory, save_part_model):
+    return save_part_model(tmp_path_factory.mktemp("model"), size_px=32)
 
 
 @pytest.fixture(scope="module")
