@@ -9,10 +9,14 @@ from transformers import (
     AutoModelForImageSegmentation,
     AutoModelForPreTraining,
     AutoModelForSemanticSegmentation,
+    AutoModelForUniversalSegmentation,
+    Mask2FormerImageProcessor,
+    Mask2FormerImageProcessorPil,
 )
 from transformers.pipelines import PIPELINE_REGISTRY
 
 from .configuration_rats import RatsConfig
+from .configuration_universal_segmentation_rats import RatsUniversalSegmentationConfig
 from .image_inputs_rats import read_image
 from .image_processing_pil_rats import RatsImageProcessorPil
 from .image_processing_rats import RatsImageProcessor
@@ -33,14 +37,16 @@ from .modeling_rats import (
 )
 from .part_dictionary import PartDictionary, PartEntry
 from .pipeline_rats import PartSegmentationPipeline
+from .universal_segmentation_rats import RatsForUniversalSegmentation
 from .version import __version__
 from .warm_start_rats import WarmStartReport, load_vit_weights, warm_start
 
 
 def _register() -> None:
     """Tell transformers which classes are RATS, and each class to lay its code beside what it saves (remote_code.py)."""
-    AutoConfig.register("rats", RatsConfig, exist_ok=True)
-    RatsConfig.register_for_auto_class()
+    for config_class in (RatsConfig, RatsUniversalSegmentationConfig):
+        AutoConfig.register(config_class.model_type, config_class, exist_ok=True)
+        config_class.register_for_auto_class()
     for auto_class, model_class in (
         (AutoModel, RatsModel),
         (AutoBackbone, RatsBackbone),
@@ -48,11 +54,17 @@ def _register() -> None:
         (AutoModelForImageClassification, RatsForImageClassification),
         (AutoModelForSemanticSegmentation, RatsForPartSegmentation),
         (AutoModelForImageSegmentation, RatsForPartSegmentation),
+        (AutoModelForUniversalSegmentation, RatsForUniversalSegmentation),
+        (AutoModelForImageSegmentation, RatsForUniversalSegmentation),
     ):
-        auto_class.register(RatsConfig, model_class, exist_ok=True)
+        auto_class.register(model_class.config_class, model_class, exist_ok=True)
         model_class.register_for_auto_class(auto_class)
-    processors: dict[str, type] = {"torchvision": RatsImageProcessor, "pil": RatsImageProcessorPil}
-    AutoImageProcessor.register(RatsConfig, image_processor_classes=processors, exist_ok=True)
+    processors: dict[type, dict[str, type]] = {
+        RatsConfig: {"torchvision": RatsImageProcessor, "pil": RatsImageProcessorPil},
+        RatsUniversalSegmentationConfig: {"torchvision": Mask2FormerImageProcessor, "pil": Mask2FormerImageProcessorPil},
+    }
+    for configuration, processor_classes in processors.items():
+        AutoImageProcessor.register(configuration, image_processor_classes=processor_classes, exist_ok=True)
     RatsImageProcessor.register_for_auto_class()
     RatsImageProcessorPil.register_for_auto_class()
     PIPELINE_REGISTRY.register_pipeline(
@@ -76,6 +88,7 @@ __all__ = [
     "RatsForPartSegmentation",
     "RatsForPreTraining",
     "RatsForPreTrainingOutput",
+    "RatsForUniversalSegmentation",
     "RatsImageClassifierOutput",
     "RatsImageProcessor",
     "RatsImageProcessorPil",
@@ -83,6 +96,7 @@ __all__ = [
     "RatsModelOutput",
     "RatsPartSegmentationOutput",
     "RatsPreTrainedModel",
+    "RatsUniversalSegmentationConfig",
     "WarmStartReport",
     "__version__",
     "load_vit_weights",

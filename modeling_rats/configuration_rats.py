@@ -1,16 +1,13 @@
 # Copyright 2026 The RATS for Hugging Face authors. MIT licence.
 """Configuration of RATS (Register Attention Transformers, arXiv 2606.14701)."""
 
-import os
-from copy import copy, deepcopy
 from typing import Literal
 
 from huggingface_hub.dataclasses import strict
-from transformers import PreTrainedConfig
 from transformers.backbone_utils import BackboneConfigMixin
 from transformers.utils import auto_docstring
 
-from .remote_code import AUTO_MAP, CUSTOM_PIPELINES, IS_REMOTE_CODE
+from .remote_code import AUTO_MAP, CUSTOM_PIPELINES, WithCode
 
 PartSimilarity = Literal["registers", "claimed_patches"]
 
@@ -27,7 +24,7 @@ PartSimilarity = Literal["registers", "claimed_patches"]
     """
 )
 @strict
-class RatsConfig(BackboneConfigMixin, PreTrainedConfig):
+class RatsConfig(BackboneConfigMixin, WithCode):
     r"""
     hidden_size (`int`, *optional*, defaults to 768):
         Width D of the tokens.
@@ -102,6 +99,8 @@ class RatsConfig(BackboneConfigMixin, PreTrainedConfig):
 
     model_type = "rats"
     keys_to_ignore_at_inference = ["similarities", "register_heads"]  # of a Trainer, which evaluates logits
+    AUTO_MAP = AUTO_MAP
+    CUSTOM_PIPELINES = CUSTOM_PIPELINES
 
     hidden_size: int = 768
     num_hidden_layers: int = 12
@@ -131,10 +130,6 @@ class RatsConfig(BackboneConfigMixin, PreTrainedConfig):
     head_hidden_size: int = 2048
     head_bottleneck_size: int = 256
 
-    def __init_subclass__(cls, **kwargs):
-        super().__init_subclass__(**kwargs)
-        cls._auto_class = None  # that the code of a saved class goes with it is not inherited
-
     def __post_init__(self, **kwargs):
         labels = None if self.id2label is None else list(self.id2label.values())
         if kwargs.get("num_labels") is None and (labels is None or (labels and labels == _register_labels(len(labels)))):
@@ -145,10 +140,8 @@ class RatsConfig(BackboneConfigMixin, PreTrainedConfig):
         self.set_output_features_output_indices(
             out_features=kwargs.pop("out_features", None), out_indices=kwargs.pop("out_indices", None)
         )
-        leave_out = {"stage_names"}
-        if not IS_REMOTE_CODE:  # this package serves the Auto classes and the pipeline, and no copy of it needs to be trusted
-            leave_out |= {"auto_map", "custom_pipelines"}
-        super().__post_init__(**{name: value for name, value in kwargs.items() if name not in leave_out})
+        kwargs.pop("stage_names", None)
+        super().__post_init__(**kwargs)
 
     @classmethod
     def from_dict(cls, config_dict: dict, **kwargs):
@@ -164,15 +157,6 @@ class RatsConfig(BackboneConfigMixin, PreTrainedConfig):
         if last_stage or {"out_features", "out_indices"} & given.keys():  # the saved stages are not these
             given = {"out_features": None, "out_indices": None} | given
         return super().from_dict(saved | given, **kwargs)
-
-    def save_pretrained(self, save_directory: str | os.PathLike, push_to_hub: bool = False, **kwargs) -> None:
-        """As the parent's; the file also says which code serves each Auto class, for those who have not installed it."""
-        saved = copy(self)
-        # Own entries are those of a user's class, registered and saved. With "--" they name the code of another repository.
-        own = {name: code for name, code in (getattr(self, "auto_map", None) or {}).items() if "--" not in str(code)}
-        saved.auto_map = deepcopy(AUTO_MAP | own)
-        saved.custom_pipelines = deepcopy((getattr(self, "custom_pipelines", None) or {}) | CUSTOM_PIPELINES)
-        super(RatsConfig, saved).save_pretrained(save_directory, push_to_hub=push_to_hub, **kwargs)
 
     @property
     def registers_are_labels(self) -> bool:
