@@ -9,14 +9,18 @@ from pathlib import Path
 from evaluation.layouts.annotated_images import AnnotatedImage, Layout, paired_files, read_labels
 
 
-def read_ade20k(root: Path) -> list[AnnotatedImage]:
+def read_ade20k(root: Path, split: str = "validation") -> list[AnnotatedImage]:
     """The images in order of their file names.
+
+    Args:
+        root: The data set's folder.
+        split: Name of the split's folders, "training" or "validation".
 
     Raises:
         FileNotFoundError: If a folder is missing, or an image or mask has no partner.
     """
-    pairs = paired_files(root, "images/validation", "annotations/validation")
-    return [AnnotatedImage(f"images/validation/{name}", image, partial(read_labels, mask), mask) for name, image, mask in pairs]
+    pairs = paired_files(root, f"images/{split}", f"annotations/{split}")
+    return [AnnotatedImage(f"images/{split}/{name}", image, partial(read_labels, mask), mask) for name, image, mask in pairs]
 
 
 ADE20K = Layout(

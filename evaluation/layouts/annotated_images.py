@@ -1,15 +1,25 @@
 """What all layouts share: a list of images that know where their masks are, and how the two are decoded."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from PIL import ExifTags, Image
 
 from evaluation.mask_samples import MaskSample, check_sample
 from modeling_rats.image_inputs_rats import rgb_image
+
+
+class ImageFiles(Protocol):
+    """Anything with the file of an image, and that of its mask where it has one."""
+
+    @property
+    def image(self) -> Path: ...
+    @property
+    def mask(self) -> Path | None: ...
 
 
 class AnnotatedImage(NamedTuple):
@@ -28,21 +38,65 @@ class AnnotatedImage(NamedTuple):
     mask: Path | None = None
 
 
-@dataclasses.dataclass(frozen=True)
-class Layout:
-    """How a data set lies on disk.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FolderTree:
+    """Where the files of a data set are.
 
     Attributes:
         name: For tables and messages.
         tree: The folders and files that are read, as they are shown to users.
-        read: Lists the images below the data set's folder, in a fixed order, from annotations and folder listings alone.
         folder: Name of the data set's folder. The root may be this folder or the one that holds it.
     """
 
     name: str
     tree: str
-    read: Callable[[Path], list[AnnotatedImage]]
     folder: str | None = None
+
+    @contextmanager
+    def opened(self, root: str | Path) -> Iterator[Path]:
+        """Gives the data set's folder, and adds the tree to what is said within of files that are missing.
+
+        Raises:
+            FileNotFoundError: If `root` is no folder, or from within.
+        """
+        root = Path(root).expanduser()
+        try:
+            if not root.is_dir():
+                raise FileNotFoundError(f"root={root} is no folder; it must hold the data set.")
+            yield root / self.folder if self.folder and (root / self.folder).is_dir() else root
+        except FileNotFoundError as error:
+            raise FileNotFoundError(f"{error} Expected layout ({self.name}):\n{self.tree}") from error
+
+    def check_files(self, folder: Path, images: Sequence[ImageFiles]) -> None:
+        """Refuse a data set without images, or with holes, before an hour is spent on it.
+
+        Raises:
+            FileNotFoundError: If the file of an image or mask is missing.
+            ValueError: If there are no images.
+        """
+        if not images:
+            raise ValueError(
+                f"The split below {folder} holds no images, so there is nothing to read; expected layout ({self.name}):\n"
+                f"{self.tree}"
+            )
+        files = [path for image in images for path in (image.image, image.mask) if path is not None]
+        missing = [path for path in files if not path.is_file()]
+        if missing:
+            raise FileNotFoundError(
+                f"{len(missing)} of {len(files)} images and masks are missing, the first is {missing[0]}; all that are read "
+                "must be there. Unpack the archive again, or limit the number of images where that can be done."
+            )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Layout(FolderTree):
+    """How a data set lies on disk.
+
+    Attributes:
+        read: Lists the images below the data set's folder, in a fixed order, from annotations and folder listings alone.
+    """
+
+    read: Callable[[Path], list[AnnotatedImage]]
 
     def annotated_images(self, root: str | Path, limit: int | None = None) -> list[AnnotatedImage]:
         """The first `limit` images (all by default) below `root`; nothing is decoded.
@@ -51,32 +105,10 @@ class Layout:
             FileNotFoundError: If a folder or an annotation file is missing, or the image or mask of one of these images.
             ValueError: If the annotations contradict themselves, or there are no images.
         """
-        root = Path(root).expanduser()
-        try:
-            if not root.is_dir():
-                raise FileNotFoundError(f"root={root} is no folder; it must hold the data set.")
-            if self.folder and (root / self.folder).is_dir():
-                root = root / self.folder
-            images = self.read(root)[:limit]
-            self._check_files(images)
-        except FileNotFoundError as error:
-            raise FileNotFoundError(f"{error} Expected layout ({self.name}):\n{self.tree}") from error
-        if not images:
-            raise ValueError(
-                f"The split below {root} holds no images, so there is nothing to score; expected layout ({self.name}):\n"
-                f"{self.tree}"
-            )
+        with self.opened(root) as folder:
+            images = self.read(folder)[:limit]
+            self.check_files(folder, images)
         return images
-
-    def _check_files(self, images: list[AnnotatedImage]) -> None:
-        """Refuse a data set with holes before an hour is spent on it."""
-        files = [path for image in images for path in (image.image, image.mask) if path is not None]
-        missing = [path for path in files if not path.is_file()]
-        if missing:
-            raise FileNotFoundError(
-                f"{len(missing)} of {len(files)} images and masks are missing, the first is {missing[0]}; all that are scored "
-                "must be there. Unpack the archive again, or limit the number of images."
-            )
 
 
 def decode_sample(annotated: AnnotatedImage, ignore_label: int | None) -> MaskSample:
@@ -87,7 +119,7 @@ def decode_sample(annotated: AnnotatedImage, ignore_label: int | None) -> MaskSa
     """
     try:
         mask = annotated.read_mask()
-        image = _image_like(annotated.image, mask.shape)
+        image = image_like(annotated.image, mask.shape)
     except (OSError, SyntaxError) as error:  # the second is what Pillow raises for some broken PNG files
         raise ValueError(
             f"The image or mask of {annotated.subject} cannot be decoded ({error}); all images that are scored must be "
@@ -155,7 +187,7 @@ def read_colour_codes(path: Path, subject: str) -> np.ndarray:
     return red + 256 * green + 65536 * blue  # (height, width)
 
 
-def _image_like(path: Path, mask_shape: tuple[int, ...]) -> Image.Image:
+def image_like(path: Path, mask_shape: tuple[int, ...]) -> Image.Image:
     """The image as RGB, upright unless its mask was drawn on the pixels as stored, which its shape tells."""
     with Image.open(path) as file:
         image = rgb_image(file)

@@ -11,16 +11,65 @@ published files.
 from collections import defaultdict
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from pycocotools import mask as run_lengths
 
 from evaluation.layouts.annotated_images import AnnotatedImage, Layout
-from evaluation.layouts.coco_json import check_categories, check_unique, read_coco_json
+from evaluation.layouts.coco_json import CocoIndex, Entry, check_categories, check_unique, read_coco_json
 
 CROWD = 2**16 - 1
 BACKGROUND = 0
+
+
+class OutlinedImage(NamedTuple):
+    """An image as the JSON lists it.
+
+    Attributes:
+        subject: How errors speak of it.
+        image: Its file.
+        height: Of the image, in pixels, as the JSON has it.
+        width: The same.
+        annotations: Those of the image, in order of their ids, with `category_id` and `segmentation`.
+    """
+
+    subject: str
+    image: Path
+    height: int
+    width: int
+    annotations: list[Entry]
+
+
+def list_outlined_images(
+    root: Path, annotations: str, images: str, by_class: bool = False
+) -> tuple[CocoIndex, list[OutlinedImage]]:
+    """What a JSON file with outlines lists, in order of the images' ids, also images without any outline.
+
+    Args:
+        root: The data set's folder.
+        annotations: The JSON file below it.
+        images: The folder of images below it.
+        by_class: Whether images lie in a subfolder a class, named by what their file name has before its first "_".
+
+    Raises:
+        FileNotFoundError: If the JSON is missing.
+        ValueError: If ids are duplicated or dangling.
+    """
+    path = root / annotations
+    index = read_coco_json(path, ("height", "width"), ("id", "category_id", "segmentation"))
+    check_unique(path, (annotation["id"] for annotation in index.annotations), "annotations")
+    check_categories(index, index.annotations, "an annotation")
+    outlines = defaultdict(list)
+    for annotation in sorted(index.annotations, key=lambda annotation: annotation["id"]):
+        outlines[annotation["image_id"]].append(annotation)
+    listed = []
+    for image_id, image in index.images.items():
+        name = image["file_name"]
+        place = f"{name.split('_')[0]}/{name}" if by_class and "/" not in name else name
+        size = image["height"], image["width"]
+        listed.append(OutlinedImage(f"{images}/{place}", root / images / place, *size, outlines[image_id]))
+    return index, listed
 
 
 def read_coco_outlines(
@@ -30,7 +79,7 @@ def read_coco_outlines(
     region: Literal["instance", "category"],
     by_class: bool = False,
 ) -> list[AnnotatedImage]:
-    """The images in order of their ids, also those without any outline.
+    """The images of `list_outlined_images` with label maps.
 
     Args:
         root: The data set's folder.
@@ -44,30 +93,21 @@ def read_coco_outlines(
         FileNotFoundError: If the JSON is missing.
         ValueError: If ids are duplicated or dangling.
     """
-    path = root / annotations
-    index = read_coco_json(path, ("height", "width"), ("id", "category_id", "segmentation"))
-    check_unique(path, (annotation["id"] for annotation in index.annotations), "annotations")
-    check_categories(index, index.annotations, "an annotation")
+    index, listed = list_outlined_images(root, annotations, images, by_class)
     label_of_category = {category: label for label, category in enumerate(index.categories, start=1)}
-    outlines = defaultdict(list)
-    for annotation in sorted(index.annotations, key=lambda annotation: annotation["id"]):
-        outlines[annotation["image_id"]].append(annotation)
-    listed = []
-    for image_id, image in index.images.items():
-        name = image["file_name"]
-        place = f"{name.split('_')[0]}/{name}" if by_class and "/" not in name else name
+    read = []
+    for subject, image, height, width, entries in listed:
         shapes = []
-        for number, annotation in enumerate(outlines[image_id], start=1):
+        for number, annotation in enumerate(entries, start=1):
             label = number if region == "instance" else label_of_category[annotation["category_id"]]
             shapes.append((CROWD if annotation.get("iscrowd", 0) else label, annotation["segmentation"]))
-        read_mask = partial(_paint, shapes, image["height"], image["width"], f"{images}/{place}")
-        listed.append(AnnotatedImage(f"{images}/{place}", root / images / place, read_mask))
-    return listed
+        read.append(AnnotatedImage(subject, image, partial(_paint, shapes, height, width, subject)))
+    return read
 
 
 def _paint(shapes: list[tuple[int, Any]], height: int, width: int, subject: str) -> np.ndarray:
     """The label map of outlines, crowds first, then from the largest to the smallest."""
-    decoded = [(label, _filled(outline, height, width, subject)) for label, outline in shapes]
+    decoded = [(label, fill_outline(outline, height, width, subject)) for label, outline in shapes]
     decoded.sort(key=lambda shape: (shape[0] != CROWD, -int(shape[1].sum())))
     label_map = np.full((height, width), BACKGROUND, np.int32)
     for label, filled in decoded:
@@ -75,8 +115,18 @@ def _paint(shapes: list[tuple[int, Any]], height: int, width: int, subject: str)
     return label_map
 
 
-def _filled(outline: Any, height: int, width: int, subject: str) -> np.ndarray:
-    """The pixels of one outline, (height, width) bool."""
+def fill_outline(outline: Any, height: int, width: int, subject: str) -> np.ndarray:
+    """The pixels of one outline, (height, width) bool.
+
+    Args:
+        outline: Polygons, or a run-length code, as `segmentation` has them.
+        height: Of the image, in pixels.
+        width: The same.
+        subject: How errors speak of the image.
+
+    Raises:
+        ValueError: If it is malformed, or a code of another size.
+    """
     try:
         if isinstance(outline, list):
             outline = run_lengths.merge(run_lengths.frPyObjects(_checked_polygons(outline), height, width))
@@ -90,7 +140,7 @@ def _filled(outline: Any, height: int, width: int, subject: str) -> np.ndarray:
     except (ValueError, TypeError, KeyError) as error:
         raise ValueError(
             f"An outline of {subject} cannot be read ({error}); it must be polygons of at least three points, or a run-length "
-            f"code of {height} x {width} (height x width) pixels. Use the published annotation file."
+            f"code of {height} x {width} (height x width) pixels. Use the published annotation file, or mend the outline."
         ) from error
     return np.repeat(np.arange(runs.size) % 2 == 1, runs).reshape(width, height).T  # runs go down the columns
 
