@@ -19,6 +19,7 @@ from transformers.utils import TransformersKwargs
 
 from modeling_rats import RatsConfig, RatsForPartSegmentation, RatsForPreTraining, RatsModel, RatsPreTrainedModel
 from modeling_rats.register_attention import RatsRegisterAttention
+from modeling_rats.remote_code import WithCode
 
 
 class VariableRegisterAttention(RatsRegisterAttention):
@@ -171,7 +172,7 @@ class RatsVariantConfig(RatsConfig):
         """As transformers', without the tables of remote code that the parent writes."""
         saved = copy(self)
         vars(saved).pop("auto_map", None)  # which transformers sets when the bare backbone of a head is saved, a RatsModel
-        super(RatsConfig, saved).save_pretrained(save_directory, push_to_hub=push_to_hub, **kwargs)
+        super(WithCode, saved).save_pretrained(save_directory, push_to_hub=push_to_hub, **kwargs)
 
     def validate_attention_variant(self):
         """Part of `@strict` validation."""

@@ -1,51 +1,86 @@
-"""Fills the settings of pretraining from a recipe (YAML) and the command line, which wins, and checks them."""
+"""Fills settings from a recipe (YAML) and the command line, which wins, and checks those of pretraining."""
 
 import math
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import fields
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import yaml
 from transformers import HfArgumentParser
 
-from training.settings import DataSettings, Settings, flat
+from training.run_settings import flat
+from training.settings import DataSettings, Settings
 
 QUICKSTART = Path(__file__).parent / "recipes" / "quickstart.yaml"
-
-_DATACLASSES = tuple(Settings.__annotations__.values())
+ReportError = Callable[[str], NoReturn]
 
 
 def parse(arguments: list[str] | None = None) -> Settings:
     """Settings from `[RECIPE] [--setting value ...]`; without a recipe, those of recipes/quickstart.yaml.
 
+    Raises:
+        SystemExit: With a message, for an unreadable recipe, an unknown setting or a value of the wrong type.
+    """
+    filled, error = fill(
+        tuple(Settings.__annotations__.values()),
+        arguments,
+        program="pretrain.py",
+        description=f"DINO pretraining of RATS. RECIPE is a YAML file of settings (default: {QUICKSTART.name}); the defaults "
+        "below hold for settings that it leaves out.",
+        recipe=QUICKSTART,
+    )
+    settings = Settings(*filled)
+    _check(settings, error)
+    return settings
+
+
+def fill(
+    groups: tuple[Any, ...],
+    arguments: list[str] | None,
+    program: str,
+    description: str,
+    recipe: Path | None = None,
+) -> tuple[list[Any], ReportError]:
+    """Groups of settings from `[RECIPE] [--setting value ...]`.
+
     The recipe's entries stand as flags before the command line's, so types, choices and unknown names are checked alike
     and the command line wins.
+
+    Args:
+        groups: Dataclasses; no two have a field of the same name.
+        arguments: The command line; that of the process when None.
+        program: For the usage line.
+        description: For the help.
+        recipe: Of a command line without one; None makes it necessary.
+
+    Returns:
+        An instance of each group, and what ends the program with the usage and a message.
 
     Raises:
         SystemExit: With a message, for an unreadable recipe, an unknown setting or a value of the wrong type.
     """
     flags = list(sys.argv[1:] if arguments is None else arguments)
-    recipe = Path(flags.pop(0)) if flags and not flags[0].startswith("-") else QUICKSTART
+    if flags and not flags[0].startswith("-"):
+        recipe = Path(flags.pop(0))
     parser = HfArgumentParser(
-        _DATACLASSES,
-        prog="pretrain.py",
-        usage="pretrain.py [RECIPE] [--setting value ...]",
-        description=f"DINO pretraining of RATS. RECIPE is a YAML file of settings (default: {QUICKSTART.name}); the defaults "
-        "below hold for settings that it leaves out.",
+        groups,
+        prog=program,
+        usage=f"{program} {'[RECIPE]' if recipe else 'RECIPE'} [--setting value ...]",
+        description=description,
         allow_abbrev=False,
     )
-    arguments = recipe_flags(recipe, parser) + flags
+    if recipe is None and not {"-h", "--help"} & set(flags):
+        parser.error("the first argument must be a recipe, a YAML file of settings; training/recipes/ has some.")
+    arguments = (recipe_flags(recipe, parser, groups) if recipe else []) + flags
     *filled, unknown = parser.parse_args_into_dataclasses(arguments, return_remaining_strings=True, look_for_args_file=False)
     if unknown:
         parser.error(f"unknown settings or values: {' '.join(unknown)}; --help lists the settings.")
-    settings = Settings(*filled)
-    _check(settings, parser.error)
-    return settings
+    return filled, parser.error
 
 
-def recipe_flags(recipe: Path, parser: HfArgumentParser) -> list[str]:
+def recipe_flags(recipe: Path, parser: HfArgumentParser, groups: tuple[Any, ...]) -> list[str]:
     """The entries of a recipe as command-line flags."""
     try:
         entries = yaml.safe_load(recipe.read_text())
@@ -53,7 +88,7 @@ def recipe_flags(recipe: Path, parser: HfArgumentParser) -> list[str]:
         parser.error(f"recipe {recipe} cannot be read: {error}\nA recipe is a YAML file like {QUICKSTART}.")
     if not isinstance(entries, dict):
         parser.error(f"recipe {recipe} holds a {type(entries).__name__}; it must be lines `setting: value`.")
-    known = {name.name for settings in _DATACLASSES for name in fields(settings)}
+    known = {name.name for settings in groups for name in fields(settings)}
     unknown = [str(name) for name in entries if name not in known]
     if unknown:
         parser.error(f"recipe {recipe}: unknown settings {', '.join(unknown)}; the settings are: {', '.join(sorted(known))}")
@@ -77,10 +112,9 @@ _ABOVE_ZERO = {"student_temperature", "teacher_temperature", "warmup_teacher_tem
 _SHARES = {"teacher_momentum", "center_momentum", "grayscale", "max_broken_share"}
 
 
-def _check(settings: Settings, error: Callable[[str], NoReturn]) -> None:
-    """Ranges of settings and rules between them. What concerns the network alone, RatsConfig checks."""
-    model, data, training, _ = settings
-    for name, value in flat(settings).items():
+def check_ranges(values: Mapping[str, Any], error: ReportError) -> None:
+    """That numbers are finite and in the range of their settings, by name."""
+    for name, value in values.items():
         if value is None:
             continue
         if isinstance(value, float) and not math.isfinite(value):
@@ -93,6 +127,12 @@ def _check(settings: Settings, error: Callable[[str], NoReturn]) -> None:
             error(f"{name}={value} must be above 0.")
         if name in _SHARES and not 0 <= value <= 1:
             error(f"{name}={value} must lie between 0 and 1.")
+
+
+def _check(settings: Settings, error: ReportError) -> None:
+    """Ranges of settings and rules between them. What concerns the network alone, RatsConfig checks."""
+    model, data, training, _ = settings
+    check_ranges(flat(settings), error)
     sizes = {name: getattr(data, name) for name in ("global_crop_size", "local_crop_size")}
     sizes["export_image_size"] = training.export_image_size or data.global_crop_size
     for name, size in sizes.items():
@@ -117,7 +157,7 @@ def _check(settings: Settings, error: Callable[[str], NoReturn]) -> None:
         error(f"warmup_steps={training.warmup_steps} must be less than steps={training.steps}; lower --warmup_steps.")
 
 
-def _check_mixture(data: DataSettings, error: Callable[[str], NoReturn]) -> None:
+def _check_mixture(data: DataSettings, error: ReportError) -> None:
     """That every data set has its weight, its split and the like."""
     number = len(data.dataset or ["rendered"])
     for name in ("dataset_config", "dataset_split", "dataset_revision", "image_column"):

@@ -51,6 +51,8 @@ OF_LOG = (
 OF_EVALUATION = (
     Panel("part scores, %", {"m2o_miou": "M2O mIoU", "o2o_miou": "O2O mIoU", "ari": "ARI"}),
     Panel("k-NN accuracy, %", {"knn_accuracy": "k-NN accuracy"}),
+    Panel("segmentation scores, %", {"miou": "mIoU", "pixel_accuracy": "pixel accuracy", "pq": "PQ"}),
+    Panel("mask AP, %", {"ap": "AP", "ap50": "AP50", "ap75": "AP75"}),
 )
 
 

@@ -8,7 +8,8 @@ import yaml
 
 from training.advice import advice
 from training.networks import build_backbone_and_head, build_config
-from training.settings import Settings, flat
+from training.run_settings import flat
+from training.settings import Settings
 from training.source_rows import Source
 from training.streaming import ViewStream
 from training.student_teacher import MultiCropNetwork

@@ -3,20 +3,24 @@
 import json
 import os
 import shutil
+from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import torch
+from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
-from transformers import PreTrainedModel, ViTImageProcessor
+from transformers import BaseImageProcessor, PreTrainedModel, ViTImageProcessor
 
 from evaluation.register_attention_variants import RATS_FOR_PARTS
 from hub_cards.records import name_training_data
 from modeling_rats import RatsImageProcessor
 from training.networks import RATS_TYPES, build_backbone_and_head, build_config
 from training.ranks import on_all_ranks
+from training.run_settings import flat
 from training.run_state import Run
-from training.settings import Settings, flat
+from training.settings import Settings
 from training.sharding import whole_weights
 
 _BACKBONE = "backbone."
@@ -56,8 +60,10 @@ def export(run: Run, folder: Path) -> None:
 
     What else is in the folder stays: a card in which a person may have written, and its pictures.
     """
-    model = teacher_model(run)
-    on_all_ranks(lambda: _write(run, model, folder) if run.accelerator.is_main_process else None)
+    model, settings = teacher_model(run), run.settings
+    record = training_record(run.accelerator, flat(settings), run.step, run.seconds)
+    is_main = run.accelerator.is_main_process
+    on_all_ranks(lambda: write_folder(folder, model, build_processor(settings), record) if is_main else None)
 
 
 def asked_for(run: Run, output: Path) -> bool:
@@ -69,28 +75,39 @@ def asked_for(run: Run, output: Path) -> bool:
     return broadcast_object_list([is_there])[0]
 
 
-def _write(run: Run, model: PreTrainedModel, folder: Path) -> None:
-    settings = run.settings
-    record = {
-        "settings": flat(settings),
-        "data_sets": name_training_data(flat(settings)),
-        "steps": run.step,
-        "images_seen": run.step * settings.training.batch_size,
-        "seconds": round(run.seconds, 1),
-        "device": device_name(run.accelerator.device),
-        "processes": run.accelerator.num_processes,
-        "mixed_precision": run.accelerator.mixed_precision,
-        "versions": {name: version(name) for name in ("modeling-rats", "torch", "transformers", "accelerate", "datasets")},
-    }
+def write_folder(folder: Path, model: PreTrainedModel, processor: BaseImageProcessor, record: dict[str, Any]) -> None:
+    """Replaces the files of a model folder one by one by whole ones; others in it stay. For the main process."""
     temporary = folder.with_name(f".{folder.name}")
     shutil.rmtree(temporary, ignore_errors=True)
     model.save_pretrained(temporary)
-    build_processor(settings).save_pretrained(temporary)
+    processor.save_pretrained(temporary)
     (temporary / "training.json").write_text(json.dumps(record, indent=1) + "\n")
     folder.mkdir(exist_ok=True)
     for file in temporary.iterdir():
         os.replace(file, folder / file.name)
     temporary.rmdir()
+
+
+def training_record(accelerator: Accelerator, settings: Mapping[str, Any], step: int, seconds: float) -> dict[str, Any]:
+    """What training.json says.
+
+    Args:
+        accelerator: Of the run.
+        settings: All of them, by name.
+        step: Finished steps.
+        seconds: Spent in them.
+    """
+    return {
+        "settings": dict(settings),
+        "data_sets": name_training_data(settings),
+        "steps": step,
+        "images_seen": step * settings["batch_size"],
+        "seconds": round(seconds, 1),
+        "device": device_name(accelerator.device),
+        "processes": accelerator.num_processes,
+        "mixed_precision": accelerator.mixed_precision,
+        "versions": {name: version(name) for name in ("modeling-rats", "torch", "transformers", "accelerate", "datasets")},
+    }
 
 
 def device_name(device: torch.device) -> str:

@@ -7,10 +7,10 @@ from accelerate import Accelerator
 from accelerate.utils import set_seed
 
 from evaluation.synthetic_parts import count_cores
-from training.settings import TrainingSettings
+from training.run_settings import RunSettings
 
 
-def start_accelerator(settings: TrainingSettings) -> Accelerator:
+def start_accelerator(settings: RunSettings) -> Accelerator:
     """An Accelerator for this machine, the launcher's configuration and the settings.
 
     Raises:

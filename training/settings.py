@@ -1,10 +1,11 @@
 """The settings of pretraining; `--help` and the recipes are made of them, `arguments.py` fills and checks them."""
 
-from dataclasses import asdict, dataclass, field
-from typing import Any, NamedTuple, get_args
+from dataclasses import dataclass, field
+from typing import NamedTuple, get_args
 
 from evaluation.register_attention_variants import VARIANTS
 from modeling_rats.configuration_rats import PartSimilarity
+from training.run_settings import RunSettings
 
 
 @dataclass
@@ -101,7 +102,7 @@ class DataSettings:
 
 
 @dataclass
-class TrainingSettings:
+class TrainingSettings(RunSettings):
     """The run: steps, optimiser, DINO, bookkeeping. Schedules count optimiser steps."""
 
     output_dir: str = field(default="outputs/pretrain", metadata={"help": "Folder of everything the run writes."})
@@ -109,8 +110,6 @@ class TrainingSettings:
         default=None,
         metadata={"help": "ViT or DINO checkpoint (folder, Hub name or file) to start from; only the registers begin anew."},
     )
-    steps: int = field(default=100_000, metadata={"help": "Optimiser steps of the whole run."})
-    batch_size: int = field(default=512, metadata={"help": "Images per step over all ranks."})
     learning_rate: float = field(
         default=5e-4, metadata={"help": "Peak learning rate at a batch of 256; scaled linearly with the batch."}
     )
@@ -135,60 +134,15 @@ class TrainingSettings:
     koleo_weight: float = field(
         default=0.0, metadata={"help": "Weight of the KoLeo regulariser that spreads the registers of an image; 0: off."}
     )
-    seed: int = field(default=0, metadata={"help": "Seed of weights, order and views."})
-    mixed_precision: str = field(
-        default="auto",
-        metadata={
-            "help": "auto: the launcher's bf16 or fp16, or else bf16 where the device computes in it.",
-            "choices": ["auto", "no", "bf16", "fp16"],
-        },
-    )
-    attn_implementation: str = field(
-        default="auto",
-        metadata={
-            "help": "auto: eager on a CPU, whose sdpa is slow backwards, and sdpa elsewhere; or another of transformers' "
-            "names, such as flash_attention_2."
-        },
-    )
-    gradient_accumulation_steps: int = field(
-        default=1, metadata={"help": "Parts that a rank's share of a step's images is computed in, one after the other."}
-    )
-    gradient_checkpointing: bool = field(
-        default=False, metadata={"help": "Keep the blocks' inputs alone for the backward pass and compute the rest again."}
-    )
-    torch_compile: bool = field(default=False, metadata={"help": "Compile both backbones with torch.compile."})
-    cpu_threads: int | None = field(
-        default=None, metadata={"help": "Threads per CPU process; all cores over the processes when not given."}
-    )
-    resume: str = field(
-        default="auto", metadata={"help": "auto, none (start anew and replace the run in output_dir), or a checkpoint's path."}
-    )
-    checkpoint_steps: int = field(default=1000, metadata={"help": "Steps between checkpoints."})
-    keep_checkpoints: int = field(default=2, metadata={"help": "How many of the newest stay."})
-    keep_every_steps: int = field(
-        default=0, metadata={"help": "The first checkpoint at or after every multiple of it stays too; 0: none."}
-    )
     collapse_patience: int = field(
         default=20, metadata={"help": "Lines of the log in a row with a collapsed teacher after which the run stops; 0: never."}
-    )
-    nonfinite_patience: int = field(
-        default=20,
-        metadata={"help": "Steps in a row with a gradient that is not finite, all skipped, after which the run stops."},
-    )
-    log_steps: int = field(default=50, metadata={"help": "Steps between lines of the log."})
-    report_to: list[str] = field(
-        default_factory=list, metadata={"help": "Trackers that get the log too: tensorboard, wandb, trackio; none by default."}
     )
     export_image_size: int | None = field(
         default=None, metadata={"help": "Size that the exported processor resizes to; the global views' by default."}
     )
-    push_to_hub: bool = field(default=False, metadata={"help": "Push the model folder to hub_model_id at the end."})
-    hub_model_id: str | None = field(default=None, metadata={"help": "Repository on the Hub to push to: owner/name."})
-    hub_private_repo: bool = field(default=False, metadata={"help": "Make it private, if it is made by this push."})
     dry_run: bool = field(
         default=False, metadata={"help": "Print recipe, sizes, memory and length, decode a few images, and train nothing."}
     )
-    quiet: bool = field(default=False, metadata={"help": "No progress bar."})
 
 
 @dataclass
@@ -226,8 +180,3 @@ class Settings(NamedTuple):
     data: DataSettings
     training: TrainingSettings
     evaluation: EvaluationSettings
-
-
-def flat(settings: Settings) -> dict[str, Any]:
-    """All settings by name; no two groups have one of the same name."""
-    return {name: value for group in settings for name, value in asdict(group).items()}

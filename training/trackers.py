@@ -2,12 +2,14 @@
 
 import re
 import secrets
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from accelerate import Accelerator
 from accelerate.tracking import is_tensorboard_available, is_trackio_available, is_wandb_available
 
-from training.settings import Settings, flat
+from training.run_settings import flat
 
 PROJECT = "rats"
 RUN_NAME_FILE = "tracker_run.txt"  # in the output folder
@@ -36,7 +38,7 @@ def check_trackers(names: list[str]) -> None:
         )
 
 
-def start_trackers(accelerator: Accelerator, settings: Settings, output: Path, step: int) -> None:
+def start_trackers(accelerator: Accelerator, settings: Iterable[Any], output: Path, step: int) -> None:
     """Starts the trackers that the Accelerator was made with; `accelerator.log` reaches them from then on.
 
     A run that goes on from a checkpoint stays one run. The lines between the checkpoint and the end of the sitting before are
@@ -50,7 +52,7 @@ def start_trackers(accelerator: Accelerator, settings: Settings, output: Path, s
 
     Args:
         accelerator: Made with `log_with` and `project_dir`.
-        settings: All are told to the trackers.
+        settings: Groups of settings, all of which are told to the trackers.
         output: The folder of the run.
         step: Where the run starts, 0, or goes on from.
     """

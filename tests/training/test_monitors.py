@@ -5,7 +5,8 @@ import math
 import pytest
 import torch
 
-from training.monitors import CollapseWatch, NonFiniteWatch, StepFigures
+from training.monitors import CollapseWatch, StepFigures
+from training.progress import NonFiniteWatch
 from training.schedules import Schedule
 from training.teacher_figures import teacher_entropies
 

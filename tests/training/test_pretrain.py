@@ -37,7 +37,7 @@ from evaluation.register_attention_variants import RatsVariantForPartSegmentatio
 from evaluation.segmenters import load_rats
 from evaluation.synthetic_parts import write_dataset
 from modeling_rats import RatsForPartSegmentation, RatsImageProcessor, RatsModel
-from training import checkpoint, pretrain, run_state, sources
+from training import checkpoint, pretrain, resume, sources
 from training.preemption import EXIT_CODE, SIGNALS
 from training.settings import DataSettings, TrainingSettings
 
@@ -457,7 +457,7 @@ def test_a_damaged_checkpoint_is_passed_over_unless_it_was_named(make_arguments,
 
 
 def test_ranks_that_see_different_checkpoints_do_not_go_on(make_arguments, finished, monkeypatch):
-    monkeypatch.setattr(run_state, "gather_object", lambda own: [*own, None])  # a second rank on a machine without the file
+    monkeypatch.setattr(resume, "gather_object", lambda own: [*own, None])  # a second rank on a machine without the file
     with pytest.raises(SystemExit, match=r"different checkpoints \(step_00000006\.pt, None\).* file system that all"):
         pretrain.main(make_arguments(finished))
 

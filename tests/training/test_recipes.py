@@ -8,7 +8,7 @@ import yaml
 from training.advice import advice
 from training.arguments import QUICKSTART, parse
 from training.networks import build_config
-from training.settings import flat
+from training.run_settings import flat
 
 RECIPES = sorted(QUICKSTART.parent.glob("*.yaml"))
 IMAGES = {

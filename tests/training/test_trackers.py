@@ -7,7 +7,7 @@ from accelerate import Accelerator
 
 from training import trackers
 from training.arguments import parse
-from training.settings import flat
+from training.run_settings import flat
 from training.trackers import RUN_NAME_FILE, check_trackers, start_trackers
 
 
