@@ -13,7 +13,7 @@ import modeling_rats
 PAGE = Path(__file__).resolve().parent / "rats.md"
 MARK = "<!-- Written by `python -m docs.write_api`, which reads the code. -->\n"
 METHODS = re.compile(
-    r"forward|__call__|post_process_\w+|validate_sizes|with_model|localize|search|name_parts|nearest|rename|drop|merge"
+    r"forward|from_backbone|__call__|post_process_\w+|validate_sizes|with_model|localize|search|name_parts|nearest|rename|drop|merge"
 )
 
 

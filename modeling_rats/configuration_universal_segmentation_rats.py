@@ -102,6 +102,8 @@ class RatsUniversalSegmentationConfig(WithCode, Mask2FormerConfig):
         elif isinstance(self.backbone_config, dict) and self.backbone_config.get("model_type", "rats") == "rats":
             self.backbone_config = RatsConfig(**self.backbone_config)
         super().__post_init__(**kwargs)
+        if self.label2id is None:  # of a user who gave id2label alone
+            self.label2id = {label: index for index, label in self.id2label.items()}
         if self.num_queries is None:
             self.num_queries = self.num_registers if self.query_source == "registers" else Mask2FormerConfig.num_queries
 
@@ -159,16 +161,22 @@ class RatsUniversalSegmentationConfig(WithCode, Mask2FormerConfig):
                 f"num_queries={self.num_queries} must be the backbone's {self.num_registers} registers with "
                 "segmentation_head='encoder_only'; leave num_queries out."
             )
-        for field, least in (("num_queries", 1), ("num_upscale_blocks", 0), ("num_auxiliary_layers", 0), ("decoder_layers", 1)):
+        counts = dict.fromkeys(("num_queries", "num_attention_heads", "decoder_layers", "train_num_points"), 1)
+        for field, least in (counts | {"num_upscale_blocks": 0, "num_auxiliary_layers": 0}).items():
             if getattr(self, field) < least:
                 raise ValueError(f"{field}={getattr(self, field)} must be at least {least}.")
         if self.feature_size % GROUPS or self.feature_size < GROUPS:
             raise ValueError(f"feature_size={self.feature_size} must be a positive multiple of {GROUPS}; use 256.")
-        if self.hidden_dim % self.num_attention_heads or self.hidden_dim % 2:
+        if self.hidden_dim % 4 or self.hidden_dim < 4:
             raise ValueError(
-                f"hidden_dim={self.hidden_dim} must be even and divisible by num_attention_heads={self.num_attention_heads}; "
-                "use 256 and 8."
+                f"hidden_dim={self.hidden_dim} must be a positive multiple of 4, for sine and cosine of two positions; use 256."
             )
+        for field in ("hidden_dim", "feature_size"):
+            if getattr(self, field) % self.num_attention_heads:
+                raise ValueError(
+                    f"{field}={getattr(self, field)} must be divisible by num_attention_heads={self.num_attention_heads}; "
+                    "use 256 and 8."
+                )
         if not self.num_labels:
             raise ValueError("the model needs at least one label; give num_labels=... or id2label={0: ...}.")
 

@@ -8,6 +8,7 @@ B batch  L patches  N registers  Q queries  D width of the backbone  C width of 
 """
 
 from collections.abc import Sequence
+from os import PathLike
 from typing import Any, Self, cast
 
 import torch
@@ -35,11 +36,31 @@ from .modeling_rats import RatsModel
 logger = logging.get_logger(__name__)
 
 
+def without_pooler(config: PreTrainedConfig) -> dict[str, bool]:
+    """What tells a backbone's class to have no pooling layer, which would get no gradient."""
+    return {"add_pooling_layer": False} if config.model_type == "vit" else {}
+
+
 def build_encoder(config: PreTrainedConfig) -> PreTrainedModel:
     """A plain vision transformer without pooling layer; RATS by its class, which transformers may not know by name."""
+    dtype = torch.get_default_dtype()  # of all other parts, and not the one that the backbone was saved in
     if config.model_type == "rats":
-        return RatsModel._from_config(config)
-    return AutoModel.from_config(config, **({"add_pooling_layer": False} if config.model_type == "vit" else {}))
+        return RatsModel._from_config(config, dtype=dtype)
+    return AutoModel.from_config(config, dtype=dtype, **without_pooler(config))
+
+
+def load_encoder(name: str | PathLike, revision: str) -> PreTrainedModel:
+    """The backbone of a folder or Hub name, with all of its weights."""
+    config = AutoConfig.from_pretrained(name, revision=revision)
+    model_class = RatsModel if config.model_type == "rats" else AutoModel
+    options = {"revision": revision, "output_loading_info": True} | without_pooler(config)
+    encoder, info = model_class.from_pretrained(name, **options)
+    if missing := sorted(info["missing_keys"]):
+        raise ValueError(
+            f"{str(name)!r} lacks {len(missing)} weights of the backbone (first: {missing[0]}), which would be random; save it "
+            f"with {type(encoder).__name__}.save_pretrained."
+        )
+    return encoder
 
 
 def encode(encoder: PreTrainedModel, pixel_values: torch.Tensor, **options: Any) -> Any:
@@ -50,10 +71,20 @@ def encode(encoder: PreTrainedModel, pixel_values: torch.Tensor, **options: Any)
 
 
 def to_feature_map(tokens: torch.Tensor, pixel_values: torch.Tensor, config: PreTrainedConfig) -> torch.Tensor:
-    """The patches, the last of the tokens, (B, tokens, D), on their grid, (B, D, rows, columns)."""
+    """The patches, the last of the tokens, (B, tokens, D), on their grid, (B, D, rows, columns).
+
+    Raises:
+        ValueError: If the image has a border that is in no patch, so that its masks would not lie where the segments are.
+    """
     size = config.patch_size
-    sides = (size, size) if isinstance(size, int) else size
-    rows, columns = (pixels // patch for pixels, patch in zip(pixel_values.shape[-2:], sides, strict=True))
+    patch_height, patch_width = (size, size) if isinstance(size, int) else size
+    height, width = pixel_values.shape[-2:]
+    if height % patch_height or width % patch_width:
+        raise ValueError(
+            f"images of {height} x {width} px must be multiples of the patch, {patch_height} x {patch_width} px; resize or pad "
+            f"them, e.g. Mask2FormerImageProcessor with size_divisor={max(patch_height, patch_width)}."
+        )
+    rows, columns = height // patch_height, width // patch_width
     return tokens[:, tokens.shape[1] - rows * columns :].transpose(1, 2).unflatten(-1, (rows, columns)).contiguous()
 
 
@@ -141,17 +172,26 @@ class RatsQueryTransformerModule(Mask2FormerTransformerModule):
         )
 
 
+class RatsUniversalSegmentationLoss(Mask2FormerLoss):
+    """Mask2Former's losses, with the masks of all processes counted right.
+
+    transformers (5.24) divides the mean number of masks by the number R of processes once more, so that its mask losses are R
+    times those of one process with the same images, beside an unchanged loss of labels.
+    """
+
+    def get_num_masks(self, class_labels: torch.Tensor | list[torch.Tensor], device: torch.device) -> torch.Tensor:
+        """Mean number of masks over the processes, at least 1."""
+        num_masks = torch.tensor(sum(len(labels) for labels in class_labels), dtype=torch.float32, device=device)
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            torch.distributed.all_reduce(num_masks)
+            num_masks = num_masks / torch.distributed.get_world_size()
+        return num_masks.clamp(min=1)
+
+
 class RatsUniversalSegmentationPreTrainedModel(Mask2FormerPreTrainedModel):
     config: RatsUniversalSegmentationConfig
     supports_gradient_checkpointing = True
-    _no_split_modules = [
-        "RatsEmbeddings",
-        "RatsLayer",
-        "RatsFeaturePyramid",
-        "Mask2FormerPixelDecoder",
-        "Mask2FormerMaskedAttentionDecoderLayer",
-        "EomtScaleBlock",
-    ]
+    _no_split_modules = ["RatsFeaturePyramid", "Mask2FormerPixelDecoder", "RatsQueryTransformerModule", "EomtScaleBlock"]
     _supports_sdpa = True
     _supports_flash_attn = True
     _supports_flex_attn = True
@@ -160,6 +200,15 @@ class RatsUniversalSegmentationPreTrainedModel(Mask2FormerPreTrainedModel):
     def __init_subclass__(cls, **kwargs):
         super().__init_subclass__(**kwargs)
         cls._auto_class = None  # that the code of a saved class goes with it is not inherited
+
+    @classmethod
+    def is_custom_code(cls) -> bool:
+        """No: of custom code, transformers leaves out `_init_weights` of modules that hold weights in their children alone.
+
+        So Mask2Former's parts would not start as Mask2Former does: its sampling offsets would be random, its layers too small.
+        The flag is there to guard weights that are loaded, which `transformers.initialization` does as well.
+        """
+        return False
 
     def post_init(self) -> None:
         super().post_init()
@@ -173,10 +222,17 @@ class RatsUniversalSegmentationPreTrainedModel(Mask2FormerPreTrainedModel):
         return loaded
 
     def _freeze_unused(self) -> None:
-        """Freeze the backbone's mask token, which masks no patch here: DDP refuses parameters that get no gradient."""
+        """Freeze what is never used, since DDP refuses trainable parameters that get no gradient.
+
+        That is the backbone's mask token, which masks no patch here, and of a transformer decoder with fewer layers than levels
+        of features the projections of those that no layer reads.
+        """
         for name, parameter in self.named_parameters():
             if name.endswith("embeddings.mask_token"):
                 parameter.requires_grad_(False)
+        if self.config.segmentation_head == "mask2former":
+            projections = cast(RatsUniversalSegmentationModel, self.base_model).transformer_module.input_projections
+            projections[self.config.decoder_layers - 1 :].requires_grad_(False)
 
     def get_input_embeddings(self) -> nn.Module:
         return cast(PreTrainedModel, self.base_model.encoder).get_input_embeddings()
@@ -184,11 +240,13 @@ class RatsUniversalSegmentationPreTrainedModel(Mask2FormerPreTrainedModel):
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
-        if isinstance(module, (RatsUniversalSegmentationModel, RatsEncoderOnlyModel)):
-            projection = getattr(module, "query_projection", None)
-            if projection is not None:  # as wide a spread as that of the learned embeddings
-                init.xavier_uniform_(projection.weight)
-                init.zeros_(projection.bias)
+        if isinstance(module, RatsUniversalSegmentationModel) and module.query_projection is not None:
+            init.xavier_uniform_(module.query_projection.weight)  # as wide a spread as that of the learned embeddings
+            init.zeros_(module.query_projection.bias)
+        elif isinstance(module, (EomtScaleBlock, EomtMaskHead)):  # as EoMT: masks of one spread, however narrow the model
+            for layer in module.modules():
+                if isinstance(layer, (nn.Linear, nn.Conv2d, nn.ConvTranspose2d)):
+                    init.kaiming_uniform_(layer.weight, a=5**0.5)
 
 
 @auto_docstring(
@@ -212,9 +270,8 @@ class RatsUniversalSegmentationModel(RatsUniversalSegmentationPreTrainedModel):
     def forward(
         self,
         pixel_values: torch.Tensor,
-        output_hidden_states: bool | None = None,
-        output_attentions: bool | None = None,
-        **kwargs: Any,
+        output_hidden_states: bool = False,
+        output_attentions: bool = False,
     ) -> Mask2FormerModelOutput:
         tokens = encode(self.encoder, pixel_values).last_hidden_state  # (B, tokens, D), after the final LayerNorm
         feature_map = to_feature_map(tokens, pixel_values, self.encoder.config)  # (B, D, rows, columns)
@@ -227,8 +284,8 @@ class RatsUniversalSegmentationModel(RatsUniversalSegmentationPreTrainedModel):
             decoded.multi_scale_features,
             decoded.mask_features,
             offsets,
-            output_hidden_states=bool(output_hidden_states),
-            output_attentions=bool(output_attentions),
+            output_hidden_states=output_hidden_states,
+            output_attentions=output_attentions,
         )
         return Mask2FormerModelOutput(
             encoder_last_hidden_state=feature_map,
@@ -265,17 +322,16 @@ class RatsEncoderOnlyModel(RatsUniversalSegmentationPreTrainedModel):
     def forward(
         self,
         pixel_values: torch.Tensor,
-        output_hidden_states: bool | None = None,
-        output_attentions: bool | None = None,
-        **kwargs: Any,
+        output_hidden_states: bool = False,
+        output_attentions: bool = False,
     ) -> Mask2FormerModelOutput:
         auxiliary = self.config.num_auxiliary_layers if self.training and self.config.use_auxiliary_loss else 0
         options = {"output_hidden_states": True} if auxiliary or output_hidden_states else {}
         encoded = encode(self.encoder, pixel_values, **options, **({"output_attentions": True} if output_attentions else {}))
         norm = cast(nn.Module, self.encoder.layernorm)
-        stages = [norm(tokens) for tokens in encoded.hidden_states[-1 - auxiliary : -1]] if auxiliary else []
+        earlier = encoded.hidden_states[1:-1][-auxiliary:] if auxiliary else []  # without the embeddings
         registers, masks = [], []
-        for tokens in [*stages, encoded.last_hidden_state]:  # each (B, N + L, D), after the final LayerNorm
+        for tokens in [*map(norm, earlier), encoded.last_hidden_state]:  # each (B, N + L, D), after the final LayerNorm
             feature_map = to_feature_map(tokens, pixel_values, self.encoder.config)  # (B, D, rows, columns)
             pixels = self.upscale_block(feature_map)  # (B, D, height, width)
             registers.append(tokens[:, self.config.register_slice])  # (B, N, D)
@@ -311,16 +367,16 @@ class RatsForUniversalSegmentation(RatsUniversalSegmentationPreTrainedModel, Mas
         }
         width = config.backbone_config.hidden_size if encoder_only else config.hidden_dim
         self.class_predictor = nn.Linear(width, cast(int, config.num_labels) + 1)  # the last is: no object
-        self.criterion = Mask2FormerLoss(config=config, weight_dict=self.weight_dict)
+        self.criterion = RatsUniversalSegmentationLoss(config=config, weight_dict=self.weight_dict)
         self.post_init()
 
     @classmethod
-    def from_backbone(cls, backbone: str | PreTrainedModel, *, revision: str = "main", **fields: Any) -> Self:
+    def from_backbone(cls, backbone: str | PathLike | PreTrainedModel, *, revision: str = "main", **fields: Any) -> Self:
         """A model on a pretrained backbone, everything else drawn anew: where fine-tuning starts.
 
         Args:
-            backbone: A folder or Hub name, such as `"yangtiming/rats-vitb"` or `"facebook/dino-vits16"`, or a model without
-                head, of which the weights are taken over as they are.
+            backbone: A folder or Hub name, such as `"yangtiming/rats-vitb"` or `"facebook/dino-vits16"`, or a model, of which
+                the weights are taken over as they are. A head on it is left behind.
             revision: Branch, tag or commit on the Hub.
             fields: Of the [`RatsUniversalSegmentationConfig`], such as `id2label={0: "road", 1: "car"}`.
 
@@ -328,24 +384,12 @@ class RatsForUniversalSegmentation(RatsUniversalSegmentationPreTrainedModel, Mas
             OSError: If there is no such folder or repository.
             ValueError: If weights of the backbone are missing, or fields do not fit.
         """
-        if isinstance(backbone, str):
-            config = AutoConfig.from_pretrained(backbone, revision=revision)
-        else:
-            config = backbone.config
-        model = cls(RatsUniversalSegmentationConfig(backbone_config=config.to_dict(), **fields))
+        if not isinstance(backbone, PreTrainedModel):
+            backbone = load_encoder(backbone, revision)
+        model = cls(RatsUniversalSegmentationConfig(backbone_config=backbone.config.to_dict(), **fields))
         encoder = model.model.encoder
-        if isinstance(backbone, str):
-            loaded, info = type(encoder).from_pretrained(
-                backbone, config=encoder.config, revision=revision, output_loading_info=True
-            )
-            missing = sorted(info["missing_keys"])
-            if missing:
-                raise ValueError(
-                    f"{backbone!r} lacks {len(missing)} weights of the backbone (first: {missing[0]}), which would be random; "
-                    "save it with save_pretrained of its own class."
-                )
-            backbone = loaded
-        encoder.load_state_dict(cast(PreTrainedModel, backbone).state_dict())
+        weights = (backbone if isinstance(backbone, type(encoder)) else backbone.base_model).state_dict()
+        encoder.load_state_dict({name: weights[name] for name in encoder.state_dict()})  # without a pooling layer
         return model
 
     @can_return_tuple
@@ -393,15 +437,31 @@ class RatsForUniversalSegmentation(RatsUniversalSegmentationPreTrainedModel, Mas
             raise ValueError("mask_labels and class_labels go together, one list entry an image; one of them was not given.")
         if mask_labels is not None and class_labels is not None:
             self._check_labels(pixel_values, mask_labels, class_labels)
-        return Mask2FormerForUniversalSegmentation.forward(
-            self,
+        if output_auxiliary_logits is None:
+            output_auxiliary_logits = self.config.output_auxiliary_logits
+        outputs = self.model(
             pixel_values,
-            mask_labels=mask_labels,
-            class_labels=class_labels,
-            output_hidden_states=output_hidden_states,
-            output_auxiliary_logits=output_auxiliary_logits,
-            output_attentions=output_attentions,
-            return_dict=True,
+            output_hidden_states=self.config.output_hidden_states if output_hidden_states is None else output_hidden_states,
+            output_attentions=self.config.output_attentions if output_attentions is None else output_attentions,
+        )
+        masks = outputs.masks_queries_logits  # of each layer, (B, Q, height, width)
+        classes = [self.class_predictor(queries.transpose(0, 1)) for queries in outputs.transformer_decoder_intermediate_states]
+        auxiliary_logits = self.get_auxiliary_logits(classes, masks)  # type: ignore[arg-type]  # annotated as one tensor
+        loss = None
+        if mask_labels is not None and class_labels is not None:
+            loss = self.get_loss(self.get_loss_dict(masks[-1], classes[-1], mask_labels, class_labels, auxiliary_logits))
+        return Mask2FormerForUniversalSegmentationOutput(
+            loss=loss,
+            class_queries_logits=classes[-1],
+            masks_queries_logits=masks[-1],
+            auxiliary_logits=auxiliary_logits if output_auxiliary_logits else None,
+            encoder_last_hidden_state=outputs.encoder_last_hidden_state,
+            pixel_decoder_last_hidden_state=outputs.pixel_decoder_last_hidden_state,
+            transformer_decoder_last_hidden_state=outputs.transformer_decoder_last_hidden_state,
+            encoder_hidden_states=outputs.encoder_hidden_states,
+            pixel_decoder_hidden_states=outputs.pixel_decoder_hidden_states,
+            transformer_decoder_hidden_states=outputs.transformer_decoder_hidden_states,
+            attentions=outputs.attentions,
         )
 
     def get_loss_dict(  # type: ignore[override]  # the parent's annotations say one tensor
@@ -445,6 +505,13 @@ class RatsForUniversalSegmentation(RatsUniversalSegmentationPreTrainedModel, Mas
                     f"image {image}: mask_labels of shape {tuple(masks.shape)} and class_labels of shape {tuple(labels.shape)} "
                     "must be (segments, height, width) and (segments,)."
                 )
+            if masks.shape[1:] != mask_labels[0].shape[1:]:
+                raise ValueError(
+                    f"image {image}: mask_labels of {tuple(masks.shape[1:])} px, and those of image 0 of "
+                    f"{tuple(mask_labels[0].shape[1:])} px; the masks of a batch must have one size, as its images have."
+                )
+            if masks.numel() and masks.max() > 1:
+                raise ValueError(f"image {image}: mask_labels must be 0 or 1, but reach {masks.max().item()}; use masks > 0.")
             if labels.is_floating_point():
                 raise ValueError(f"image {image}: class_labels of type {labels.dtype} must be integers, one a mask.")
             outside = labels[(labels < 0) | (labels >= num_labels)]

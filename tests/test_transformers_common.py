@@ -55,6 +55,9 @@ ALLOWED_SKIPS = [
     r"Model does not have a TP plan",  # nor do ViT, DINOv2 and DINOv3
     r"No validation found for `preprocess` method",
     r"does not have dict size or list image_mean attributes",  # a size is a SizeDict, as in ViT's
+    # Mask2Former, too, has three kinds of hidden states with names of their own, and these decoder layers.
+    r"^test_can_capture_specific_layers_hidden_states: RatsForUniversalSegmentation .* uses another name$",
+    r"Mask2Former's decoder layers take the feature maps as a list, which reentrant checkpoints do not follow",
 ]
 
 

@@ -19,11 +19,13 @@ from modeling_rats import (
     RatsForImageClassification,
     RatsForPartSegmentation,
     RatsForPreTraining,
+    RatsForUniversalSegmentation,
     RatsImageProcessor,
     RatsImageProcessorPil,
     RatsModel,
+    RatsUniversalSegmentationConfig,
 )
-from modeling_rats.remote_code import AUTO_MAP, CUSTOM_PIPELINES
+from modeling_rats.remote_code import AUTO_MAP, CUSTOM_PIPELINES, UNIVERSAL_SEGMENTATION_AUTO_MAP
 
 CLASSES = {
     "AutoModel": RatsModel,
@@ -88,6 +90,40 @@ np.savez(work / "results.npz", **results)
 """
 
 
+UNIVERSAL = ["AutoModelForUniversalSegmentation", "AutoModelForImageSegmentation"]
+
+# As above; argv: the work folder, and as many saved folders as one likes.
+UNIVERSAL_WITHOUT_THE_PACKAGE = """
+import importlib.util, sys
+from pathlib import Path
+import numpy as np
+import torch
+import transformers
+from PIL import Image
+from transformers import AutoImageProcessor, pipeline
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+assert importlib.util.find_spec("modeling_rats") is None, "the package must not be found"
+work, *folders = sys.argv[1:]
+images, photo, results = torch.from_numpy(np.load(work + "/images.npy")), Image.open(work + "/photo.png"), {}
+for folder in folders:
+    for name in ("AutoModelForUniversalSegmentation", "AutoModelForImageSegmentation"):
+        model = getattr(transformers, name).from_pretrained(folder, trust_remote_code=True).eval()
+        for loaded in (model, model.config, model.model.encoder, model.config.backbone_config):
+            assert type(loaded).__module__.startswith("transformers_modules."), type(loaded).__module__
+        assert "rats" not in CONFIG_MAPPING  # it knows the backbone by its class alone
+        with torch.no_grad():
+            outputs = model(images)
+        logits = [outputs.masks_queries_logits.flatten(), outputs.class_queries_logits.flatten()]
+        results[Path(folder).name + name] = torch.cat(logits)
+        model.save_pretrained(Path(work, "again", Path(folder).name, name))
+    assert type(AutoImageProcessor.from_pretrained(folder)).__module__.startswith("transformers.models.mask2former")
+    segments = pipeline("image-segmentation", model=folder, trust_remote_code=True)(photo, subtask="semantic")
+    assert segments and {segment["mask"].size for segment in segments} == {photo.size}
+np.savez(work + "/results.npz", **results)
+"""
+
+
 def run_without_the_package(script: str, work: Path, *arguments: str) -> subprocess.CompletedProcess:
     """In a fresh interpreter: the libraries come by PYTHONPATH, where an editable installation's .pth file is not read."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "VIRTUAL_ENV"))}
@@ -141,6 +177,63 @@ def test_a_process_without_the_package_computes_the_same_bits(saved, tmp_path):
     parts = transformers.pipeline("part-segmentation", model=str(saved))(photo)
     assert np.array_equal(results["masks"], np.stack([np.asarray(part["mask"]) for part in parts]))
     assert np.array_equal(results["scores"], [part["score"] for part in parts])
+
+
+@pytest.fixture
+def saved_universal(saved, make_config):
+    """Folders of both heads, with the processor, as fine-tuning leaves them."""
+    sizes = {
+        "feature_size": 32,
+        "mask_feature_size": 16,
+        "hidden_dim": 32,
+        "encoder_feedforward_dim": 16,
+        "dim_feedforward": 16,
+    }
+    sizes |= {"encoder_layers": 1, "decoder_layers": 3, "num_attention_heads": 4, "num_labels": 3}
+    folders = []
+    for head in ("mask2former", "encoder_only"):
+        config = RatsUniversalSegmentationConfig(
+            backbone_config=make_config(initializer_range=0.2), segmentation_head=head, **sizes
+        )
+        folders.append(saved.parent / head)
+        RatsForUniversalSegmentation(config).save_pretrained(folders[-1])
+        transformers.Mask2FormerImageProcessor(size={"height": 32, "width": 48}, size_divisor=8).save_pretrained(folders[-1])
+    return folders
+
+
+def test_a_process_without_the_package_segments_by_the_same_bits(saved_universal, tmp_path):
+    images = torch.randn(2, 3, 32, 48, generator=torch.Generator().manual_seed(1))
+    np.save(tmp_path / "images.npy", images.numpy())
+    noise = np.random.default_rng(0).integers(0, 256, (40, 56, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(tmp_path / "photo.png")
+
+    finished = run_without_the_package(UNIVERSAL_WITHOUT_THE_PACKAGE, tmp_path, str(tmp_path), *map(str, saved_universal))
+    assert finished.returncode == 0, finished.stderr
+    results = np.load(tmp_path / "results.npz")
+    for folder in saved_universal:
+        model = RatsForUniversalSegmentation.from_pretrained(folder).eval()
+        with torch.no_grad():
+            outputs = model(images)
+        expected = torch.cat([outputs.masks_queries_logits.flatten(), outputs.class_queries_logits.flatten()])
+        for name in UNIVERSAL:
+            assert np.array_equal(results[folder.name + name], expected.numpy()), (folder.name, name)
+            again = tmp_path / "again" / folder.name / name
+            for key, tensor in RatsForUniversalSegmentation.from_pretrained(again).state_dict().items():
+                assert torch.equal(tensor, model.state_dict()[key]), key
+            config = json.loads((again / "config.json").read_text())
+            assert config["auto_map"] == UNIVERSAL_SEGMENTATION_AUTO_MAP
+
+
+def test_the_package_serves_universal_folders_without_a_question(saved_universal, monkeypatch):
+    monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("transformers asked whether to trust remote code"))
+    for folder in saved_universal:
+        files = {path.name for path in folder.iterdir()}
+        assert {f"{reference.split('.')[0]}.py" for reference in UNIVERSAL_SEGMENTATION_AUTO_MAP.values()} <= files
+        for name in UNIVERSAL:
+            assert _resolve(UNIVERSAL_SEGMENTATION_AUTO_MAP[name]) is RatsForUniversalSegmentation
+            for trust in (None, True, False):
+                model = getattr(transformers, name).from_pretrained(folder, trust_remote_code=trust)
+                assert type(model) is RatsForUniversalSegmentation
 
 
 def test_the_package_serves_its_folders_without_a_question(saved, monkeypatch):

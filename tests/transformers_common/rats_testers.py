@@ -3,9 +3,12 @@
 Overridden is only what transformers' own vision models override too, and what looks up names in tables of transformers.
 """
 
+import math
 import unittest
+from unittest import mock
 
 import torch
+from transformers import AutoModel
 from transformers.models.auto import modeling_auto
 
 from modeling_rats import (
@@ -14,10 +17,13 @@ from modeling_rats import (
     RatsForImageClassification,
     RatsForPartSegmentation,
     RatsForPreTraining,
+    RatsForUniversalSegmentation,
     RatsImageProcessor,
     RatsImageProcessorPil,
     RatsModel,
+    RatsUniversalSegmentationConfig,
 )
+from modeling_rats.universal_segmentation_rats import RatsUniversalSegmentationModel
 
 from ...test_backbone_common import BackboneTesterMixin
 from ...test_configuration_common import ConfigTester
@@ -34,6 +40,7 @@ modeling_auto.MODEL_FOR_BACKBONE_MAPPING_NAMES["rats"] = "RatsBackbone"
 modeling_auto.MODEL_FOR_PRETRAINING_MAPPING_NAMES["rats"] = "RatsForPreTraining"
 modeling_auto.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES["rats"] = "RatsForImageClassification"
 modeling_auto.MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES["rats"] = "RatsForPartSegmentation"
+AutoModel.register(RatsUniversalSegmentationConfig, RatsUniversalSegmentationModel)
 
 BATCH_SIZE, IMAGE_SIZE, NUM_LABELS, NUM_PROTOTYPES = 3, 32, 3, 16
 FIELDS = {
@@ -112,6 +119,131 @@ class RatsOtherSettingsTest(RatsModelTest):
         self.model_tester.encoder_seq_length = FIELDS["num_registers"]
         self.model_tester.key_length = self.model_tester.mask_length
         super(RatsModelTest, self).test_attention_outputs()
+
+
+class RatsUniversalSegmentationTester:
+    batch_size = BATCH_SIZE
+    is_training = True
+    segmentation_head = "mask2former"
+
+    def get_config(self):
+        return RatsUniversalSegmentationConfig(
+            backbone_config=RatsConfig(**FIELDS),
+            segmentation_head=self.segmentation_head,
+            num_labels=NUM_LABELS,
+            feature_size=32,
+            mask_feature_size=16,
+            hidden_dim=32,
+            encoder_feedforward_dim=16,
+            dim_feedforward=24,
+            encoder_layers=1,
+            decoder_layers=3,
+            num_attention_heads=4,
+            train_num_points=48,
+        )
+
+    def prepare_config_and_inputs_for_common(self):
+        return self.get_config(), {"pixel_values": floats_tensor([BATCH_SIZE, 3, IMAGE_SIZE, IMAGE_SIZE])}
+
+
+class WithHiddenStates(RatsForUniversalSegmentation):
+    """What the backbone gives, under the name by which the common test of attention implementations looks for it."""
+
+    def forward(self, pixel_values, output_hidden_states=None, output_attentions=None):
+        outputs = super().forward(pixel_values, output_attentions=output_attentions)
+        outputs["hidden_states"] = (outputs.encoder_last_hidden_state,)
+        return outputs
+
+
+class RatsUniversalSegmentationTest(ModelTesterMixin, unittest.TestCase):
+    """Overridden is what transformers' test of Mask2Former overrides: its outputs have names of their own, and its loss is
+    computed at points that are drawn anew each time."""
+
+    all_model_classes = (RatsForUniversalSegmentation,)
+    test_resize_embeddings = False
+
+    def setUp(self):
+        self.model_tester = RatsUniversalSegmentationTester()
+        self.config_tester = ConfigTester(self, config_class=RatsUniversalSegmentationConfig, has_text_modality=False)
+        if "eager_matches_sdpa" in self._testMethodName:
+            self.all_model_classes = (WithHiddenStates,)
+
+    def _prepare_for_class(self, inputs_dict, model_class, return_labels=False):
+        inputs_dict = super()._prepare_for_class(inputs_dict, model_class, return_labels)
+        if return_labels:
+            inputs_dict["mask_labels"] = [torch.eye(IMAGE_SIZE).expand(2, -1, -1)] * BATCH_SIZE
+            inputs_dict["class_labels"] = [torch.tensor([0, NUM_LABELS - 1])] * BATCH_SIZE
+        return inputs_dict
+
+    def test_config(self):
+        self.config_tester.run_common_tests()
+
+    def test_model_get_set_embeddings(self):  # patches are embedded by a convolution
+        model = RatsForUniversalSegmentation(self.model_tester.get_config())
+        self.assertIsInstance(model.get_input_embeddings(), torch.nn.Conv2d)
+        self.assertIsNone(model.get_output_embeddings())
+
+    def test_model_outputs_equivalence(self):
+        def same_points(*shape, **_):
+            return torch.linspace(0, 1, math.prod(shape)).view(shape)
+
+        with mock.patch("torch.rand", same_points):
+            super().test_model_outputs_equivalence()
+
+    def outputs(self, model, **asked):
+        _, inputs = self.model_tester.prepare_config_and_inputs_for_common()
+        return model(**self._prepare_for_class(inputs, type(model), return_labels=True), **asked)
+
+    def test_hidden_states_output(self):
+        model = RatsForUniversalSegmentation(self.model_tester.get_config()).eval()
+        outputs = self.outputs(model, output_hidden_states=True)
+        sides = [pyramid.shape[-1] for pyramid in outputs.encoder_hidden_states]
+        self.assertEqual(sides, [16, 8, 4, 2])
+        self.assertEqual([level.shape[-1] for level in outputs.pixel_decoder_hidden_states], [2, 4, 8])
+        queries = [state.shape for state in outputs.transformer_decoder_hidden_states]
+        self.assertEqual(queries, [(FIELDS["num_registers"], BATCH_SIZE, 32)] * 3)
+        self.assertIsNone(self.outputs(model).encoder_hidden_states)
+
+    def test_attention_outputs(self):
+        model = RatsForUniversalSegmentation(self.model_tester.get_config()).eval()
+        shapes = [maps.shape for maps in self.outputs(model, output_attentions=True).attentions]
+        self.assertEqual(shapes, [(BATCH_SIZE, 4, FIELDS["num_registers"], FIELDS["num_registers"])] * 2)
+
+    def test_retain_grad_hidden_states_attentions(self):
+        model = RatsForUniversalSegmentation(self.model_tester.get_config()).train()
+        model.set_attn_implementation("eager")
+        outputs = self.outputs(model, output_hidden_states=True, output_attentions=True)
+        states = (outputs.encoder_hidden_states, outputs.pixel_decoder_hidden_states, outputs.transformer_decoder_hidden_states)
+        kept = [of_part[0] for of_part in (*states, outputs.attentions) if of_part]
+        for tensor in kept:
+            tensor.retain_grad()
+        outputs.loss.backward()
+        for tensor in kept:
+            self.assertIsNotNone(tensor.grad)
+
+    def test_training_gradient_checkpointing_use_reentrant_true(self):
+        self.skipTest("Mask2Former's decoder layers take the feature maps as a list, which reentrant checkpoints do not follow")
+
+
+class RatsEncoderOnlySegmentationTest(RatsUniversalSegmentationTest):
+    def setUp(self):
+        super().setUp()
+        self.model_tester.segmentation_head = "encoder_only"
+
+    def test_hidden_states_output(self):
+        model = RatsForUniversalSegmentation(self.model_tester.get_config()).eval()
+        shapes = [states.shape for states in self.outputs(model, output_hidden_states=True).encoder_hidden_states]
+        self.assertEqual(shapes, [(BATCH_SIZE, RatsModelTester.seq_length, FIELDS["hidden_size"])] * 3)
+        self.assertIsNone(self.outputs(model).encoder_hidden_states)
+
+    def test_attention_outputs(self):  # compress maps: the registers of a head x patches
+        model = RatsForUniversalSegmentation(self.model_tester.get_config()).eval()
+        model.set_attn_implementation("eager")
+        shapes = [maps.shape for maps in self.outputs(model, output_attentions=True).attentions]
+        self.assertEqual(shapes, [(BATCH_SIZE, 4, 2, RatsModelTester.mask_length)] * 2)
+
+    def test_training_gradient_checkpointing_use_reentrant_true(self):
+        super(RatsUniversalSegmentationTest, self).test_training_gradient_checkpointing_use_reentrant_true()
 
 
 class RatsBackboneTest(BackboneTesterMixin, unittest.TestCase):
