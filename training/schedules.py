@@ -3,6 +3,7 @@
 import math
 from typing import NamedTuple
 
+from training.finetune_settings import FinetuneSettings
 from training.settings import TrainingSettings
 
 
@@ -52,3 +53,15 @@ def linear(step: int, total_steps: int, start: float, end: float) -> float:
     """Linear from `start` at step 0 to `end` at `total_steps`, then constant."""
     share = min(step / total_steps, 1.0) if total_steps else 1.0
     return start + (end - start) * share
+
+
+def segmentation_learning_rate(step: int, settings: FinetuneSettings) -> float:
+    """Learning rate of the head: linear warm-up, and what `schedule` says of the whole run (Mask2Former's configurations)."""
+    share = min(step / settings.steps, 1.0)
+    if settings.schedule == "poly":
+        factor = (1 - share) ** 0.9
+    elif settings.schedule == "multistep":
+        factor = 0.1 ** sum(share >= dropped for dropped in (8 / 9, 26 / 27))
+    else:
+        factor = cosine(step, settings.steps, 1.0, 0.0)
+    return settings.learning_rate * factor * min((step + 1) / (settings.warmup_steps + 1), 1.0)

@@ -1,0 +1,38 @@
+"""The result of fine-tuning as a transformers folder: model, Mask2Former's processor, and the record of the training."""
+
+import math
+from pathlib import Path
+
+from accelerate import Accelerator
+from transformers import Mask2FormerImageProcessor
+
+from modeling_rats import RatsForUniversalSegmentation, RatsUniversalSegmentationConfig
+from modeling_rats.configuration_rats import height_width
+from training.export import training_record, write_folder
+from training.finetune_settings import SegmentationDataSettings, SegmentationSettings
+from training.ranks import on_all_ranks
+from training.run_settings import flat
+
+
+def build_segmentation_processor(
+    settings: SegmentationDataSettings, config: RatsUniversalSegmentationConfig
+) -> Mask2FormerImageProcessor:
+    """Resizes the shortest side as images were trained on, or as the settings say, and both sides up to whole patches."""
+    shortest = settings.test_shortest_edge or settings.crop_size
+    size = {"shortest_edge": shortest, "longest_edge": settings.test_longest_edge or 4 * shortest}
+    patch_size = math.lcm(*height_width(config.backbone_config.patch_size))
+    return Mask2FormerImageProcessor(size=size, size_divisor=patch_size, ignore_index=255)
+
+
+def export_segmentation(
+    accelerator: Accelerator,
+    model: RatsForUniversalSegmentation,
+    settings: SegmentationSettings,
+    step: int,
+    seconds: float,
+    folder: Path,
+) -> None:
+    """Writes the model folder; all ranks must call it. What else is in the folder stays, such as a card."""
+    record = training_record(accelerator, flat(settings), step, seconds)
+    processor = build_segmentation_processor(settings.data, model.config)
+    on_all_ranks(lambda: write_folder(folder, model, processor, record) if accelerator.is_main_process else None)
