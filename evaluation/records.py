@@ -85,6 +85,16 @@ def fingerprint_of_sample(image: Image.Image, mask: np.ndarray) -> str:
     return digest.hexdigest()
 
 
+def fingerprint_of_arrays(image: Image.Image, *arrays: np.ndarray) -> str:
+    """A hash of one image's decoded pixels and of arrays that belong to it, such as masks and their labels."""
+    digest = hashlib.blake2b(str(image.size).encode(), digest_size=16)
+    digest.update(image.tobytes())
+    for array in arrays:
+        digest.update(f"{array.dtype} {array.shape}".encode())
+        digest.update(np.ascontiguousarray(array).data)
+    return digest.hexdigest()
+
+
 def fingerprint_of_data(samples: Iterable[str]) -> str:
     """A hash of the fingerprints of all samples, in whatever order they were read."""
     return hashlib.blake2b("".join(sorted(samples)).encode(), digest_size=16).hexdigest()
