@@ -11,7 +11,7 @@ Q queries  S segments; pixels are height, width
 import argparse
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Protocol, get_args
@@ -20,12 +20,14 @@ import numpy as np
 import torch
 from accelerate import PartialState
 from accelerate.utils import gather_object
-from torchmetrics.detection import MeanAveragePrecision, PanopticQuality
+from torchmetrics.detection import PanopticQuality
 from tqdm.auto import tqdm
 from transformers import AutoImageProcessor, AutoModelForUniversalSegmentation, PreTrainedModel
 from transformers.utils.logging import disable_progress_bar
 
 import modeling_rats  # noqa: F401  # registers RATS with the Auto classes
+from evaluation.mask_precision import MaskPrecision
+from evaluation.panoptic_inference import OVERLAP_THRESHOLD, THRESHOLD, panoptic_segments
 from evaluation.records import (
     describe_run,
     fingerprint_of_arrays,
@@ -40,16 +42,14 @@ from evaluation.segmentation_heads import IGNORED
 from evaluation.segmentation_scores import SegmentationScores
 from evaluation.synthetic_parts import rendering_of
 
-PANOPTIC_THRESHOLD = (
-    0.8  # least probability of a segment and least share of it that others leave (Mask2Former's configurations)
-)
 PROTOCOL = (
-    "Each image alone, resized by the model's own processor; its post-processing reads the outputs, at the true masks' size. "
+    "Each image alone, resized by the model's own processor; outputs are read at the true masks' size, by its post-processing "
+    "unless said otherwise. "
     "Semantic: mIoU and pixel accuracy from one confusion matrix over all pixels of all images; labels that no true or "
     "predicted pixel has are left out of the mean; void pixels do not count. Instance: COCO's mask AP (pycocotools) over all "
     "queries, at most 100 an image; crowds neither count nor punish. Panoptic: PQ, SQ and RQ, means over the labels that "
-    f"occur, segments of probability above {PANOPTIC_THRESHOLD} of which others cover less than "
-    f"{1 - PANOPTIC_THRESHOLD:.1f}; crowds count as void. In percent."
+    f"occur; segments as Mask2Former reads them, of probability above {THRESHOLD} and at least {OVERLAP_THRESHOLD} of them "
+    "visible; crowds count as void. In percent."
 )
 # Of the configuration of a RATS; another model has those that it has.
 SUMMARY_OF_CONFIG = (
@@ -117,8 +117,7 @@ class InstanceScorer:
 
     def __init__(self, processor: Any):
         self.processor = processor
-        self.precision = MeanAveragePrecision(iou_type="segm")
-        self.precision.warn_on_many_detections = False  # COCO's protocol: the best 100 count
+        self.precision = MaskPrecision()
 
     def add(self, outputs: Any, sample: SegmentationSample) -> None:
         size = sample.void.shape
@@ -126,29 +125,40 @@ class InstanceScorer:
             outputs, threshold=0.0, target_sizes=[size], return_binary_maps=True
         )
         segments = found["segments_info"]
-        masks = found["segmentation"].bool() if segments else torch.zeros(0, *size, dtype=torch.bool)
-        self.precision.update(
-            [
-                {
-                    "masks": masks.cpu(),
-                    "scores": torch.tensor([segment["score"] for segment in segments], dtype=torch.float32),
-                    "labels": torch.tensor([segment["label_id"] for segment in segments], dtype=torch.int64),
-                }
-            ],
-            [
-                {
-                    "masks": torch.from_numpy(sample.masks),
-                    "labels": torch.from_numpy(sample.labels),
-                    "iscrowd": torch.from_numpy(sample.crowd.astype(np.int64)),
-                }
-            ],
-        )
+        masks = found["segmentation"].bool().cpu().numpy() if segments else np.zeros((0, *size), bool)
+        labels, scores = (np.array([segment[name] for segment in segments]) for name in ("label_id", "score"))
+        self.precision.add(masks, labels, scores, sample.masks, sample.labels, sample.crowd)
 
     def scores(self) -> dict[str, float]:
-        names = {"map": "ap", "map_50": "ap50", "map_75": "ap75", "map_small": "ap_small", "map_medium": "ap_medium"}
-        computed = self.precision.compute()
-        scores = {name: 100 * float(computed[key]) for key, name in (names | {"map_large": "ap_large"}).items()}
-        return {name: score for name, score in scores.items() if score >= 0}  # -1 where no object has the size
+        return self.precision.compute()
+
+
+class StrictPanopticQuality(PanopticQuality):
+    """PQ, SQ and RQ as COCO's panopticapi has them, where pixels may be predicted to be nothing.
+
+    torchmetrics forgives a true segment that is mostly predicted to be nothing; a label of its own for nothing, left out of
+    the means, makes it count as missed.
+
+    Args:
+        things: Labels whose objects are counted one by one.
+        stuff: The other labels.
+
+    Attributes:
+        nothing: The label of predicted pixels without one.
+    """
+
+    def __init__(self, things: Collection[int], stuff: Collection[int]):
+        self.nothing = len(things) + len(stuff)
+        super().__init__(set(things), {*stuff, self.nothing})
+
+    def compute(self) -> torch.Tensor:
+        """Means over the labels that some true or predicted segment has, (3,), from 0 to 1; nan if none has."""
+        right, wrong, missed = (one[:-1].double() for one in (self.true_positives, self.false_positives, self.false_negatives))
+        present = right + wrong + missed > 0
+        right, wrong, missed, iou = right[present], wrong[present], missed[present], self.iou_sum[:-1][present]
+        segmentation = iou / right.clamp(min=1)
+        recognition = right / (right + wrong / 2 + missed / 2)
+        return torch.stack([segmentation * recognition, segmentation, recognition]).mean(dim=1)
 
 
 class PanopticScorer:
@@ -161,27 +171,18 @@ class PanopticScorer:
     """
 
     def __init__(self, processor: Any, data: SegmentationData, device: torch.device):
-        self.processor = processor
         self.stuff = set(data.id2label) - data.thing_labels
-        self.no_label = len(data.id2label)
-        self.quality = PanopticQuality(
-            set(data.thing_labels), self.stuff, allow_unknown_preds_category=True, return_sq_and_rq=True
-        )
+        self.quality = StrictPanopticQuality(data.thing_labels, self.stuff)
         self.semantic = SemanticScorer(processor, len(data.id2label), device)
 
     def add(self, outputs: Any, sample: SegmentationSample) -> None:
-        (found,) = self.processor.post_process_panoptic_segmentation(
-            outputs,
-            threshold=PANOPTIC_THRESHOLD,
-            overlap_mask_area_threshold=PANOPTIC_THRESHOLD,
-            label_ids_to_fuse=self.stuff,
-            target_sizes=[sample.void.shape],
-        )
-        segments = found["segmentation"].cpu().long()  # (height, width)
-        predicted = torch.stack([torch.full_like(segments, self.no_label), segments], dim=-1)  # (height, width, 2)
-        for segment in found["segments_info"]:
-            predicted[..., 0][segments == segment["id"]] = segment["label_id"]
-        true = torch.full_like(predicted, self.no_label)
+        (classes,), (masks,) = outputs.class_queries_logits, outputs.masks_queries_logits
+        segments, label_of = panoptic_segments(classes, masks, sample.void.shape, self.stuff)
+        segments = segments.cpu()  # (height, width)
+        predicted = torch.stack([torch.full_like(segments, self.quality.nothing), segments], dim=-1)  # (height, width, 2)
+        for number, label in label_of.items():
+            predicted[..., 0][segments == number] = label
+        true = torch.full_like(predicted, self.quality.nothing + 1)  # unknown to the metric, so void
         for number, (mask, label, crowd) in enumerate(zip(sample.masks, sample.labels, sample.crowd, strict=True)):
             if not crowd:
                 true[torch.from_numpy(mask)] = torch.tensor([int(label), number])
@@ -256,8 +257,8 @@ def check_labels(id2label: Mapping[Any, str], data: SegmentationData) -> None:
         label = min(differing)
         raise ValueError(
             f"The model has {len(id2label)} labels and {data.name} {len(data.id2label)}; they must be the same, and label "
-            f"{label} is {id2label.get(label)!r} in the model and {data.id2label.get(label)!r} in the data. Check task, columns "
-            "and label options."
+            f"{label} is {id2label.get(label)!r} in the model and {data.id2label.get(label)!r} in the data. Check task, "
+            "columns and label options."
         )
 
 

@@ -29,7 +29,8 @@ def test_the_wheel_holds_the_library_alone(built):
 def test_the_source_distribution_holds_the_project(built):
     with tarfile.open(next(built.glob("*.tar.gz"))) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
-    for path in ("training/pretrain.py", "training/recipes/quickstart.yaml", "hub_cards/model_card.md", "Makefile", "LICENSE"):
+    for path in ("training/pretrain.py", "training/recipes/quickstart.yaml", "Makefile", "LICENSE"):
         assert path in names
+    assert {"hub_cards/model_card.md", "hub_cards/segmentation_card.md", "hub_cards/sections/results.md"} <= names
     assert "checkpoints/rats-tiny-synthetic/model.safetensors" in names
     assert not any(name.endswith((".parquet", ".pyc")) for name in names)

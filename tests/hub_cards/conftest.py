@@ -1,16 +1,29 @@
-"""A tiny model folder and a score file, laid out as pretraining and evaluation write them."""
+"""Tiny model folders and a score file, laid out as pretraining, fine-tuning and evaluation write them; a Hub in memory."""
 
 import copy
 import json
 import shutil
 from dataclasses import asdict
 
+import datasets
+import numpy as np
 import pytest
 import torch
+from PIL import Image
+from transformers import Mask2FormerImageProcessor
 
+from evaluation import universal_segmentation
 from evaluation.part_segmentation import PROTOCOL, SUMMARY_OF_CONFIG
 from hub_cards.records import hash_weight_files
-from modeling_rats import RatsConfig, RatsForPartSegmentation, RatsImageProcessor
+from modeling_rats import (
+    RatsConfig,
+    RatsForPartSegmentation,
+    RatsForUniversalSegmentation,
+    RatsImageProcessor,
+    RatsUniversalSegmentationConfig,
+)
+from tests.hub_server import HubServer
+from training.finetune_settings import FinetuneSettings, SegmentationDataSettings, SegmentationModelSettings
 from training.settings import DataSettings, ModelSettings, TrainingSettings
 
 SCORES = {
@@ -33,21 +46,32 @@ SCORES = {
 RENDERED = {"images": 200, "image_size_px": 64, "seed": 1, "difficulty": "colours"}
 
 
+SIZES = {
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 64,
+    "num_registers": 8,
+    "patch_size": 8,
+    "image_size": 32,
+    "num_prototypes": 16,
+    "head_hidden_size": 16,
+    "head_bottleneck_size": 8,
+}
+LABELS = ["ground", "disc", "box"]
+
+
+@pytest.fixture
+def hub(monkeypatch, tmp_path):
+    with HubServer() as server:
+        server.take_over(monkeypatch, tmp_path / "home")
+        yield server
+
+
 @pytest.fixture(scope="session")
 def saved_model(tmp_path_factory):
     folder = tmp_path_factory.mktemp("saved") / "model"
-    config = RatsConfig(
-        hidden_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        intermediate_size=64,
-        num_registers=8,
-        patch_size=8,
-        image_size=32,
-        num_prototypes=16,
-        head_hidden_size=16,
-        head_bottleneck_size=8,
-    )
+    config = RatsConfig(**SIZES)
     with torch.random.fork_rng():
         torch.manual_seed(123)
         RatsForPartSegmentation(config).save_pretrained(folder)
@@ -119,3 +143,73 @@ def edit_json():
         path.write_text(json.dumps({name: value for name, value in record.items() if value is not None}))
 
     return edit
+
+
+def save_segmenter(folder, **fields):
+    """A tiny model with fresh weights and its processor, as fine-tuning saves them."""
+    sizes = dict.fromkeys(("feature_size", "mask_feature_size", "hidden_dim"), 32) | {"num_attention_heads": 4}
+    sizes |= {"encoder_layers": 1, "decoder_layers": 3, "encoder_feedforward_dim": 16, "dim_feedforward": 16}
+    names = {"id2label": dict(enumerate(LABELS)), "label2id": {name: label for label, name in enumerate(LABELS)}}
+    config = RatsUniversalSegmentationConfig(**{"backbone_config": RatsConfig(**SIZES), **sizes, **names, **fields})
+    with torch.random.fork_rng():
+        torch.manual_seed(123)
+        RatsForUniversalSegmentation(config).save_pretrained(folder)
+    size = {"shortest_edge": 32, "longest_edge": 128}
+    Mask2FormerImageProcessor(size=size, size_divisor=8, ignore_index=255).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def saved_segmenter(tmp_path_factory):
+    return save_segmenter(tmp_path_factory.mktemp("saved_segmenter") / "model")
+
+
+@pytest.fixture
+def segmenter(saved_segmenter, tmp_path):
+    """A copy of its own for each test, fine-tuned on local images according to its record."""
+    folder = tmp_path / "segmentation" / "model"
+    shutil.copytree(saved_segmenter, folder)
+    of_model, data = SegmentationModelSettings(backbone="facebook/dino-vits16"), SegmentationDataSettings(dataset="me/shapes")
+    settings = asdict(of_model) | asdict(data) | asdict(FinetuneSettings(output_dir=str(folder.parent)))
+    record = {
+        "settings": settings,
+        "steps": 2468,
+        "images_seen": 39488,
+        "seconds": 3661.0,
+        "device": "CPU, 1 threads",
+        "processes": 1,
+        "mixed_precision": "no",
+        "versions": {"torch": "2.14.1"},
+    }
+    (folder / "training.json").write_text(json.dumps(record))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def shapes(tmp_path_factory):
+    """A folder of images with a thing each on ground, in the form that serves every task; and `mask`, for semantic alone."""
+    folder = tmp_path_factory.mktemp("images") / "shapes"
+    folder.mkdir()
+    image, whole = datasets.Image(), datasets.Sequence(datasets.Value("int32"))
+    features = datasets.Features({"image": image, "segment_mask": image, "segment_labels": whole, "mask": image})
+    for split, rows in (("train", 4), ("validation", 3)):
+        random, columns = np.random.default_rng(rows), {name: [] for name in features}
+        for label in [1, 2, 1, 2][:rows]:
+            segments = np.ones((40, 48), np.uint8)
+            segments[8:30, 10:36] = 2
+            noise = random.integers(0, 90, (40, 48, 3), dtype=np.uint8)
+            values = (noise + 80 * label * (segments == 2)[..., None]).astype(np.uint8)
+            mask = np.where(segments == 2, label, 0).astype(np.uint8)
+            row = [Image.fromarray(values), Image.fromarray(segments), [0, 0, label], Image.fromarray(mask)]
+            for name, value in zip(features, row, strict=True):
+                columns[name].append(value)
+        datasets.Dataset.from_dict(columns, features=features).to_parquet(folder / f"{split}-00000-of-00001.parquet")
+    (folder / "label_names.json").write_text(json.dumps({"label_names": LABELS, "isthing": [0, 1, 1]}))
+    return folder
+
+
+def measure(model, data, output, task="semantic", *options):
+    """Scores a fine-tuned model; gives the record's file."""
+    arguments = ["--model", model, "--dataset", data, "--task", task, "--output", output, "--quiet", *options]
+    universal_segmentation.main([str(argument) for argument in arguments])
+    return output

@@ -5,6 +5,7 @@ import io
 import json
 import re
 import shutil
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Thread
 
@@ -48,14 +49,21 @@ class Toolkit(BaseHTTPRequestHandler):
         pass
 
 
-@pytest.fixture(scope="module")
-def endpoint(saved_model):
-    loaded = EndpointHandler(str(saved_model))
+@contextmanager
+def served(folder):
+    """The address of an endpoint of a model folder."""
+    loaded = EndpointHandler(str(folder))
     server = ThreadingHTTPServer(("127.0.0.1", 0), type("OfThisModel", (Toolkit,), {"handler": loaded}))
     Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
     yield f"http://127.0.0.1:{server.server_port}"
     server.shutdown()
     server.server_close()
+
+
+@pytest.fixture(scope="module")
+def endpoint(saved_model):
+    with served(saved_model) as address:
+        yield address
 
 
 @pytest.fixture(scope="module")
@@ -174,3 +182,40 @@ def test_a_dictionary_in_the_repository_names_parts(saved_model, tmp_path):
     parts = EndpointHandler(str(folder))({"inputs": Image.new("RGB", (64, 64), "red")})
     assert parts and all(part["label"] == part["name"] and part["name"] in ("wheel", "window") for part in parts)
     assert all(-1 <= part["name_score"] <= 1 for part in json.loads(json.dumps(parts)))
+
+
+# Models that were fine-tuned to segment
+
+
+def test_a_segmenter_answers_as_its_pipeline_does(segmenter, photo):
+    """In the task that it was trained for, unless another one is asked for."""
+    reference = pipeline("image-segmentation", model=str(segmenter))
+    with served(segmenter) as address:
+        client = InferenceClient(model=address, token="hf_none")
+        for asked, options in (({}, {"subtask": "semantic"}), ({"subtask": "instance", "threshold": 0.0},) * 2):
+            found, expected = client.image_segmentation(photo, **asked), reference(Image.open(photo), **options)
+            assert [(one.label, one.score) for one in found] == [(one["label"], one["score"]) for one in expected] != []
+            for one, wanted in zip(found, expected, strict=True):
+                assert one.mask.mode == "L" and np.array_equal(np.array(one.mask), np.array(wanted["mask"]))
+        for parameters, reason in (
+            ({"min_area": 3}, "min_area are not known; there are subtask, threshold"),
+            ({"subtask": "parts", "threshold": "high"}, "do not fit"),
+        ):
+            with pytest.raises(BadRequestError) as refused:
+                client._inner_post(request(address, {"inputs": as_text(photo), "parameters": parameters}))
+            assert re.search(reason, refused.value.server_message)
+
+
+def test_masks_of_a_large_image_have_its_size(segmenter, photo, monkeypatch):
+    seen = []
+    loaded = EndpointHandler(str(segmenter))
+    loaded.segmenter = lambda image, **options: seen.append((image.size, options)) or [{"label": "disc", "mask": image}]
+    monkeypatch.setattr(handler, "MAX_SEGMENTED_PX", 30)
+    (answer,) = loaded({"inputs": as_text(photo)})
+    assert seen == [((30, 20), {"subtask": "semantic"})]
+    assert Image.open(io.BytesIO(base64.b64decode(answer["mask"]))).size == (60, 40)
+
+
+def test_a_segmenter_without_a_record_of_training_takes_the_pipelines_task(segmenter):
+    (segmenter / "training.json").unlink()
+    assert EndpointHandler(str(segmenter)).defaults == {}

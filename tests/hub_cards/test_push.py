@@ -17,17 +17,10 @@ from hub_cards.contents import gather
 from hub_cards.push import main, push_model, push_results
 from hub_cards.repository import PushError, prepare_repository
 from modeling_rats.remote_code import AUTO_MAP
-from tests.hub_server import Fault, HubServer, Repository
+from tests.hub_server import Fault, Repository
 
 NAME = "owner/rats-tiny"
 ADDED = {"README.md", "handler.py", "requirements.txt"}
-
-
-@pytest.fixture
-def hub(monkeypatch, tmp_path):
-    with HubServer() as server:
-        server.take_over(monkeypatch, tmp_path / "home")
-        yield server
 
 
 @pytest.fixture
