@@ -147,6 +147,16 @@ def test_the_lines_of_the_dictionarys_page_run(tmp_path, monkeypatch, capsys):
     assert (tmp_path / "outputs/dictionary/catalogue.jpg").is_file()
 
 
+def test_the_lines_of_the_segmentation_page_run(tmp_path, monkeypatch):
+    prepare(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    (block,) = python_blocks((ROOT / "docs" / "segmentation.md").read_text())
+    names: dict = {}
+    exec(compile(block, "docs/segmentation.md", "exec"), names)
+    assert 0 < names["loss"] < 1000 and names["model"].config.num_queries == 16
+    assert names["semantic"].shape == (480, 640) and {segment["mask"].size for segment in names["segments"]} == {(640, 480)}
+
+
 @pytest.mark.parametrize("folder", ["model", "outputs/quickstart/model"])
 @pytest.mark.parametrize("model_type", ["rats", "dinov2_with_registers"])
 def test_auto_backbone_asks_the_hub_for_a_local_folder(make_config, tmp_path, monkeypatch, model_type, folder):

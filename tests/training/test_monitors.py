@@ -5,9 +5,7 @@ import math
 import pytest
 import torch
 
-from training.monitors import CollapseWatch, StepFigures
-from training.progress import NonFiniteWatch
-from training.schedules import Schedule
+from training.monitors import CollapseWatch
 from training.teacher_figures import teacher_entropies
 
 UNIFORM = torch.full((2, 6, 8), 1 / 8)
@@ -46,16 +44,3 @@ def test_no_patience_never_stops():
     watch = CollapseWatch(patience=0)
     assert watch.update(entry_of(UNIFORM)) and not any(watch.update(entry_of(UNIFORM)) for _ in range(50))
     assert not watch.is_lost
-
-
-def figures_of(gradient_norm):
-    norm = torch.tensor(gradient_norm)
-    return StepFigures(torch.tensor(5.0), torch.zeros(()), norm, bool(norm.isfinite()), ONE_EACH, Schedule(0.1, 0.1, 0.9, 0.04))
-
-
-def test_steps_without_a_finite_gradient_are_told_of_and_lost_after_some_in_a_row():
-    watch, nan = NonFiniteWatch(patience=3), math.nan
-    said = [watch.update(step, figures_of(norm)) for step, norm in enumerate([1.0, nan, nan, 2.0, math.inf, nan])]
-    assert [bool(message) for message in said] == [False, True, False, False, True, False] and not watch.is_lost
-    assert "step 1: the loss is 5.0 and the gradient norm nan; the step was skipped, 1 in a row" in said[1]
-    assert "3 in a row" in watch.update(6, figures_of(nan)) and watch.is_lost
