@@ -2,6 +2,7 @@
 
 import shlex
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from accelerate import PartialState
@@ -11,36 +12,35 @@ from huggingface_hub.utils import disable_progress_bars
 from hub_cards.card import Assets, write_card
 from hub_cards.push import push_model
 from hub_cards.repository import PushError, prepare_repository
-from training.settings import Settings
+from training.run_settings import RunSettings
 
 
-def check_push(settings: Settings) -> None:
+def check_push(training: RunSettings, unfit: str | None = None) -> None:
     """Makes the repository and tries the token before the first step: a run of days should not fail at its end.
 
-    All ranks must call it, with an Accelerator started; the main process asks the Hub. In a dry run, which makes nothing,
-    and without `push_to_hub` nothing is asked.
+    All ranks must call it, with an Accelerator started; the main process asks the Hub. Without `push_to_hub` nothing is asked.
+
+    Args:
+        training: Of the run.
+        unfit: Why its model has no place on the Hub; None if it has.
 
     Raises:
         SystemExit: On all ranks, if `push` would fail.
     """
-    if settings.training.dry_run or not settings.training.push_to_hub:
+    if not training.push_to_hub:
         return
     is_main_process = PartialState().is_main_process
-    problem = _problem(settings) if is_main_process else None
+    problem = _problem(training, unfit) if is_main_process else None
     (problem,) = broadcast_object_list([problem])  # or the others would wait for the main process' next step
     if problem:
         raise SystemExit(problem if is_main_process else 1)
 
 
-def _problem(settings: Settings) -> str | None:
-    training = settings.training
+def _problem(training: RunSettings, unfit: str | None) -> str | None:
     if training.hub_model_id is None:
         return "push_to_hub=True needs the repository to push to: add --hub_model_id owner/name."
-    if settings.model.model_type != "rats":
-        return (
-            f"push_to_hub=True pushes a RATS with its card, and model_type={settings.model.model_type} is a twin for "
-            "comparisons; leave push_to_hub out."
-        )
+    if unfit:
+        return f"push_to_hub=True pushes a RATS with its card, and {unfit}; leave push_to_hub out."
     try:
         prepare_repository(training.hub_model_id, training.hub_private_repo or None)
     except (PushError, ValueError) as error:
@@ -48,10 +48,17 @@ def _problem(settings: Settings) -> str | None:
     return None
 
 
-def push(folder: Path, output: Path, settings: Settings) -> str:
-    """Writes the model folder's card, with what the run has drawn, and pushes the folder.
+def push(folder: Path, output: Path, training: RunSettings, message: str, results: Sequence[Path] = ()) -> str:
+    """Writes the model folder's card, with what the run has drawn and measured, and pushes the folder.
 
     For the main process, at the very end: an upload may take longer than other ranks wait for one that is late.
+
+    Args:
+        folder: The model folder.
+        output: Of the run.
+        training: Of the run.
+        message: Of the commit.
+        results: Records of evaluations to show.
 
     Returns:
         The commit's address.
@@ -59,13 +66,12 @@ def push(folder: Path, output: Path, settings: Settings) -> str:
     Raises:
         SystemExit: With where the model is and how to push it later, whatever went wrong: the training is not lost.
     """
-    repo_id, private = settings.training.hub_model_id, settings.training.hub_private_repo
+    repo_id, private = training.hub_model_id, training.hub_private_repo
     assert repo_id is not None  # see check_push
-    if settings.training.quiet or not sys.stderr.isatty():
+    if training.quiet or not sys.stderr.isatty():
         disable_progress_bars()
     try:
-        write_card(folder, assets=drawn(output), repo_id=repo_id)
-        message = f"RATS pretrained for {settings.training.steps:,} steps"
+        write_card(folder, results, drawn(output), repo_id)
         return push_model(folder, repo_id, private=private or None, message=message).url
     except Exception as error:
         kind = "" if isinstance(error, PushError) else f"{type(error).__name__}: "

@@ -62,7 +62,7 @@ def main(arguments: list[str] | None = None) -> Path:
         if settings.training.dry_run:
             accelerator.print(describe(settings, open_stream(accelerator, settings), accelerator.num_processes))
             return output
-        check_push(settings)
+        check_push(settings.training, unfit=twin(settings.model.model_type))
         run = build_run(accelerator, settings)
         state = find_state(run, output)
         evaluation = PeriodicEvaluation(accelerator, settings, output, start_step=state["step"] if state else 0)
@@ -92,8 +92,14 @@ def main(arguments: list[str] | None = None) -> Path:
     accelerator.wait_for_everyone()
     accelerator.end_training()
     if settings.training.push_to_hub and accelerator.is_main_process:  # last: the others do not wait for a long upload
-        print(f"Pushed: {push(folder, output, settings)}")
+        message = f"RATS pretrained for {settings.training.steps:,} steps"
+        print(f"Pushed: {push(folder, output, settings.training, message)}")
     return folder
+
+
+def twin(model_type: str) -> str | None:
+    """Why a model is not pushed: it is no RATS."""
+    return None if model_type == "rats" else f"model_type={model_type} is a twin for comparisons"
 
 
 def build_run(accelerator: Accelerator, settings: Settings) -> Run:

@@ -17,7 +17,7 @@ from transformers import AutoModel
 
 from modeling_rats import RatsForPartSegmentation, RatsImageProcessor, RatsModel
 from tests.hub_server import Fault, HubServer, Repository
-from training import hand_over
+from training import hand_over, pretrain
 from training.arguments import parse
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -52,11 +52,13 @@ def settings_of(**training):
 
 def check(**training):
     Accelerator(cpu=True)
-    hand_over.check_push(settings_of(**training))
+    settings = settings_of(**training)
+    hand_over.check_push(settings.training, pretrain.twin(settings.model.model_type))
 
 
 def push(output, **training):
-    return hand_over.push(output / "model", output, settings_of(**training))
+    settings = settings_of(**training).training
+    return hand_over.push(output / "model", output, settings, f"RATS pretrained for {settings.steps:,} steps")
 
 
 def test_the_model_folder_arrives_with_a_card_that_shows_the_run(hub, output, tmp_path):
@@ -91,9 +93,8 @@ def test_the_check_makes_the_repository_and_accepts_one_that_is_there(hub):
     assert len(hub.repositories[NAME].commits) == 1
 
 
-def test_without_push_to_hub_or_in_a_dry_run_the_hub_is_not_asked(hub):
+def test_without_push_to_hub_the_hub_is_not_asked(hub):
     check(push_to_hub=False)
-    check(dry_run=True)
     assert not hub.requests
 
 
@@ -118,7 +119,7 @@ def test_what_would_fail_at_the_end_fails_at_the_start(hub, monkeypatch, trainin
 
 def test_a_missing_name_is_asked_for(hub):
     with pytest.raises(SystemExit, match=r"add --hub_model_id owner/name"):
-        hand_over.check_push(parse(["--push_to_hub"]))
+        hand_over.check_push(parse(["--push_to_hub"]).training)
 
 
 def test_all_ranks_end_when_the_check_fails(hub, monkeypatch):

@@ -227,7 +227,8 @@ def test_a_collapsed_run_stops_and_names_its_checkpoint(make_arguments, tmp_path
 
 
 def test_a_dry_run_describes_and_trains_nothing(make_arguments, tmp_path, capsys):
-    assert pretrain.main(make_arguments(tmp_path, dry_run=True, steps=70)) == tmp_path
+    # No repository to push to is no problem of a dry run, which asks the Hub nothing.
+    assert pretrain.main(make_arguments(tmp_path, dry_run=True, steps=70, push_to_hub=True)) == tmp_path
     said = capsys.readouterr().out
     assert "num_registers: 8" in said and "steps: 70 of 4 images on 1 processes, 280 images in all" in said
     assert "parameters, in millions: rats 0.0" in said and "GiB" in said
