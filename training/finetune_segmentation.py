@@ -21,8 +21,10 @@ from accelerate.utils import gather_object, set_seed
 from huggingface_hub.errors import StrictDataclassError
 from transformers import Mask2FormerImageProcessor
 
+from evaluation import universal_segmentation
 from evaluation.segmentation_data import SegmentationData
 from evaluation.universal_segmentation import check_labels, score_segmentation
+from hub_cards.card import write_card
 from modeling_rats import RatsForUniversalSegmentation
 from training.curves import draw_curves
 from training.finetune_arguments import parse
@@ -32,6 +34,7 @@ from training.finetune_settings import (
     SegmentationModelSettings,
     SegmentationSettings,
 )
+from training.hand_over import check_push, drawn, push
 from training.json_log import JsonLog
 from training.launch import choose_attention, start_accelerator
 from training.layer_decay import build_layer_decay_optimizer, set_learning_rate
@@ -41,7 +44,7 @@ from training.resume import ACCELERATION, BOOKKEEPING, find_checkpoint, generato
 from training.run_settings import flat
 from training.schedules import segmentation_learning_rate
 from training.segmentation_batches import SegmentBatch
-from training.segmentation_export import build_segmentation_processor, export_segmentation
+from training.segmentation_export import build_segmentation_processor, evaluation_arguments, export_segmentation
 from training.segmentation_sources import open_split, training_batches
 from training.source_rows import UnreadableImagesError
 from training.trackers import check_trackers, start_trackers
@@ -113,6 +116,7 @@ def main(arguments: list[str] | None = None) -> Path:
     try:
         train_data = open_split(settings.data, settings.data.train_split)
         test_data = open_split(settings.data, settings.data.eval_split) if settings.data.eval_split else None
+        check_push(settings.training)
         run = build_run(accelerator, settings, train_data, test_data)
         if state := find_state(run, output):
             restore(run, state)
@@ -121,11 +125,15 @@ def main(arguments: list[str] | None = None) -> Path:
             train(run, train_data, test_data, output, stop_signals)
         folder = output / "model"
         export_segmentation(run.accelerator, unwrapped(run), settings, run.step, run.seconds, folder)
+        finish(run, folder, output)
     except (OSError, ValueError, UnreadableImagesError) as error:  # what the user can mend, without a traceback
         raise SystemExit(str(error)) from error
     accelerator.print(f"Model folder: {folder}")
     accelerator.wait_for_everyone()
     accelerator.end_training()
+    if settings.training.push_to_hub and accelerator.is_main_process:  # last: the others do not wait for a long upload
+        message = f"RATS fine-tuned for {settings.data.task} segmentation for {settings.training.steps:,} steps"
+        print(f"Pushed: {push(folder, output, settings.training, message)}")
     return folder
 
 
@@ -172,7 +180,7 @@ def train(
     output: Path,
     stop_signals: StopSignals,
 ) -> None:
-    """Steps until the last, or until a signal; scores on the way and at the end."""
+    """Steps until the last, or until a signal, with scores on the way; those of the end are `finish`'s."""
     settings, accelerator = run.settings.training, run.accelerator
     with shielded():
         batches = training_batches(train_data, run.settings, accelerator, run.step)
@@ -192,17 +200,17 @@ def train(
             write_line(run, progress, figures, len(train_data))
         if ends or stops or (figures.is_finite and run.step % settings.checkpoint_steps == 0):
             save_checkpoint(run, output)
-        if test_data is not None and not stops and (ends or (settings.eval_steps and run.step % settings.eval_steps == 0)):
+        is_due = settings.eval_steps and run.step % settings.eval_steps == 0 and not ends
+        if test_data is not None and is_due and not stops:
             with progress.paused():
-                measure(run, test_data, scores, output)
+                now = score_segmentation(unwrapped(run), run.processor, test_data, settings.eval_images, settings.quiet)
+                tell(run, now, scores, output)
         if stops:
             again = "the same command" if settings.resume == "auto" else "the same command with --resume auto"
             accelerator.print(f"Stopped by a signal and saved at step {run.step}; {again} goes on from there.")
             accelerator.end_training()
             raise SystemExit(EXIT_CODE)
     progress.close()
-    if accelerator.is_main_process:
-        draw_curves(output / "log.jsonl", output / "curves.png")
 
 
 def train_step(run: SegmentationRun, batch: SegmentBatch) -> SegmentationFigures:
@@ -244,10 +252,21 @@ def normalised(images: torch.Tensor, processor: Mask2FormerImageProcessor) -> to
     return (images / 255 - mean) / std
 
 
-def measure(run: SegmentationRun, data: SegmentationData, log: JsonLog | None, output: Path) -> None:
-    """Scores the model as it is now; all ranks must call it. The losses' random points stay as they would be."""
-    settings = run.settings.training
-    scores = score_segmentation(unwrapped(run), run.processor, data, settings.eval_images, settings.quiet)
+def finish(run: SegmentationRun, folder: Path, output: Path) -> None:
+    """Scores the exported model and writes the record, `scores.json`, the curves and the card; all ranks must call it."""
+    accelerator, results = run.accelerator, []
+    if run.settings.data.eval_split:
+        record = universal_segmentation.run(evaluation_arguments(run.settings, folder, output / "scores.json"))
+        results = [output / "scores.json"]
+        log = JsonLog(output / "evaluation.jsonl", run.step) if accelerator.is_main_process else None
+        tell(run, record["scores"], log, output)
+    if accelerator.is_main_process:
+        draw_curves(output / "log.jsonl", output / "curves.png")
+        write_card(folder, results, drawn(output))
+
+
+def tell(run: SegmentationRun, scores: dict[str, float], log: JsonLog | None, output: Path) -> None:
+    """Scores go to the trackers, and from the main process to the log, the curves and the console."""
     run.accelerator.log(scores, step=run.step)
     if log:
         log.write({"step": run.step, **scores})

@@ -36,3 +36,32 @@ def export_segmentation(
     record = training_record(accelerator, flat(settings), step, seconds)
     processor = build_segmentation_processor(settings.data, model.config)
     on_all_ranks(lambda: write_folder(folder, model, processor, record) if accelerator.is_main_process else None)
+
+
+def evaluation_arguments(settings: SegmentationSettings, folder: Path, output: Path) -> list[str]:
+    """The command line of evaluation.universal_segmentation that scores the exported model as the settings say."""
+    data, training = settings.data, settings.training
+    options = {
+        "model": folder,
+        "dataset": data.dataset,
+        "split": data.eval_split,
+        "task": data.task,
+        "layout": data.layout,
+        "config": data.dataset_config,
+        "dataset_revision": data.dataset_revision,
+        "image_column": data.image_column,
+        "mask_column": data.mask_column,
+        "segment_labels_column": data.segment_labels_column,
+        "objects_column": data.objects_column,
+        "ignore_label": data.ignore_label,
+        "label_names": data.label_names,
+        "num_labels": data.num_labels,
+        "thing_labels": data.thing_labels,
+        "limit": training.eval_images,
+        "output": output,
+    }
+    flags = ["--reduce_labels"] * data.reduce_labels + ["--quiet"] * training.quiet
+    for name, value in options.items():
+        if value is not None:
+            flags += [f"--{name}", *map(str, value if isinstance(value, list) else [value])]
+    return flags

@@ -153,6 +153,10 @@ def test_a_run_leaves_a_model_its_scores_and_its_log(finished, images):
     record = json.loads((finished / "model" / "training.json").read_text())
     assert (record["steps"], record["images_seen"], record["settings"]["task"]) == (STEPS, 2 * STEPS, "semantic")
     assert (finished / "curves.png").stat().st_size > 10_000
+    scores = json.loads((finished / "scores.json").read_text())
+    assert scores["scores"] == {name: measured[-1][name] for name in scores["scores"]} and scores["images"] == 3
+    card = (finished / "model" / "README.md").read_text()
+    assert f"{measured[-1]['miou']:.1f}" in card and "curves.png" in card and "image-segmentation" in card
 
 
 def test_a_run_goes_on_from_a_checkpoint_as_if_nothing_had_been(make_arguments, finished, tmp_path):
@@ -242,7 +246,7 @@ def test_settings_that_a_run_may_have(make_arguments, tmp_path, overrides):
     assert [entry["skipped_steps"] for entry in read_json_lines(tmp_path / "run" / "log.jsonl")] == [0, 0]
     config = RatsForUniversalSegmentation.from_pretrained(tmp_path / "run" / "model").config
     assert all(getattr(config, name) == value for name, value in overrides.items() if hasattr(config, name))
-    assert not (tmp_path / "run" / "evaluation.jsonl").read_text()
+    assert not (tmp_path / "run" / "evaluation.jsonl").read_text() and not (tmp_path / "run" / "scores.json").exists()
 
 
 def test_a_vit_is_fine_tuned_alike(make_arguments, tmp_path):
