@@ -151,10 +151,33 @@ class RatsLayer(GradientCheckpointingLayer):
         return hidden_states + self.drop_path(self.mlp(self.layernorm_after(hidden_states)))
 
 
+class PartlyFrozenModel(PreTrainedModel):
+    """A model whose parameters without use are frozen from the start: DDP refuses trainable ones that get no gradient."""
+
+    def __init_subclass__(cls, **kwargs):
+        super().__init_subclass__(**kwargs)
+        cls._auto_class = None  # that the code of a saved class goes with it is not inherited
+
+    def post_init(self) -> None:
+        super().post_init()
+        self._freeze_unused()
+
+    @classmethod
+    def from_pretrained(cls, *args, **kwargs):
+        """As the parent's, which makes all parameters trainable: those that this class never uses are frozen again."""
+        loaded = super().from_pretrained(*args, **kwargs)
+        (loaded[0] if isinstance(loaded, tuple) else loaded)._freeze_unused()
+        return loaded
+
+    def _freeze_unused(self) -> None:
+        """Freeze what this class never uses."""
+        raise NotImplementedError
+
+
 @auto_docstring(
     custom_intro="An abstract class for the initialisation of weights, downloading and loading of pretrained RATS models."
 )
-class RatsPreTrainedModel(PreTrainedModel):
+class RatsPreTrainedModel(PartlyFrozenModel):
     config: RatsConfig
     base_model_prefix = "rats"
     main_input_name = "pixel_values"
@@ -176,23 +199,8 @@ class RatsPreTrainedModel(PreTrainedModel):
         "broadcast_attentions": OutputRecorder(RatsRegisterAttention, index=3),  # (B, H, L, n)
     }
 
-    def __init_subclass__(cls, **kwargs):
-        super().__init_subclass__(**kwargs)
-        cls._auto_class = None  # that the code of a saved class goes with it is not inherited
-
-    def post_init(self) -> None:
-        super().post_init()
-        self._freeze_unused()
-
-    @classmethod
-    def from_pretrained(cls, *args, **kwargs):
-        """As the parent's, which makes all parameters trainable: those that this class never uses are frozen again."""
-        loaded = super().from_pretrained(*args, **kwargs)
-        (loaded[0] if isinstance(loaded, tuple) else loaded)._freeze_unused()
-        return loaded
-
     def _freeze_unused(self) -> None:
-        """Freeze what a head never uses: DDP refuses trainable parameters that get no gradient. No head masks patches."""
+        """No head masks patches."""
         mask_token = getattr(self.base_model.embeddings, "mask_token", None) if self.base_model is not self else None
         if mask_token is not None:
             mask_token.requires_grad_(False)

@@ -31,7 +31,7 @@ from transformers.utils import auto_docstring, logging
 from transformers.utils.generic import can_return_tuple, maybe_autocast
 
 from .configuration_universal_segmentation_rats import RatsUniversalSegmentationConfig
-from .modeling_rats import RatsModel
+from .modeling_rats import PartlyFrozenModel, RatsModel
 
 logger = logging.get_logger(__name__)
 
@@ -188,7 +188,7 @@ class RatsUniversalSegmentationLoss(Mask2FormerLoss):
         return num_masks.clamp(min=1)
 
 
-class RatsUniversalSegmentationPreTrainedModel(Mask2FormerPreTrainedModel):
+class RatsUniversalSegmentationPreTrainedModel(PartlyFrozenModel, Mask2FormerPreTrainedModel):
     config: RatsUniversalSegmentationConfig
     supports_gradient_checkpointing = True
     _no_split_modules = ["RatsFeaturePyramid", "Mask2FormerPixelDecoder", "RatsQueryTransformerModule", "EomtScaleBlock"]
@@ -196,10 +196,6 @@ class RatsUniversalSegmentationPreTrainedModel(Mask2FormerPreTrainedModel):
     _supports_flash_attn = True
     _supports_flex_attn = True
     _supports_attention_backend = True  # of the backbone; Mask2Former's decoders have one form of attention
-
-    def __init_subclass__(cls, **kwargs):
-        super().__init_subclass__(**kwargs)
-        cls._auto_class = None  # that the code of a saved class goes with it is not inherited
 
     @classmethod
     def is_custom_code(cls) -> bool:
@@ -210,23 +206,8 @@ class RatsUniversalSegmentationPreTrainedModel(Mask2FormerPreTrainedModel):
         """
         return False
 
-    def post_init(self) -> None:
-        super().post_init()
-        self._freeze_unused()
-
-    @classmethod
-    def from_pretrained(cls, *args, **kwargs):
-        """As the parent's, which makes all parameters trainable: those that are never used are frozen again."""
-        loaded = super().from_pretrained(*args, **kwargs)
-        (loaded[0] if isinstance(loaded, tuple) else loaded)._freeze_unused()
-        return loaded
-
     def _freeze_unused(self) -> None:
-        """Freeze what is never used, since DDP refuses trainable parameters that get no gradient.
-
-        That is the backbone's mask token, which masks no patch here, and of a transformer decoder with fewer layers than levels
-        of features the projections of those that no layer reads.
-        """
+        """The backbone's mask token, which masks no patch here, and the projections of levels that no decoder layer reads."""
         for name, parameter in self.named_parameters():
             if name.endswith("embeddings.mask_token"):
                 parameter.requires_grad_(False)
