@@ -11,7 +11,7 @@ import argparse
 import math
 import os
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -20,19 +20,21 @@ import yaml
 from huggingface_hub import ModelCard
 from huggingface_hub.repocard import REGEX_YAML_BLOCK
 from huggingface_hub.utils import validate_repo_id, yaml_dump
-from jinja2 import Environment, StrictUndefined
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from hub_cards import card_text, segmentation_text
 from hub_cards.assets import CURVES, EFFICIENCY, FAILURE, MAX_PICTURES, PICTURE, Assets, find_assets, kind_of, outdated_pictures
-from hub_cards.card_text import describe_limitations, describe_model, describe_training
+from hub_cards.measurement_kinds import WRITERS
 from hub_cards.measurements import Evaluation
-from hub_cards.metadata import build_metadata, personal_metadata, widget
-from hub_cards.records import ModelRecord, read_model, training_data
+from hub_cards.metadata import as_dict, build_metadata, personal_metadata, widget
+from hub_cards.record_text import recipe
+from hub_cards.records import ModelRecord, read_model
 from hub_cards.regeneration import END, START, merge_body, prose_of
 from hub_cards.results import adopt_all, as_files, check_weights, merge, read_results
 
 SHOWN = {"pictures": PICTURE, "curves": CURVES, "efficiency": EFFICIENCY, "failures": FAILURE}  # name in the template
 NO_ASSETS = Assets()
-TEMPLATE = Path(__file__).with_name("model_card.md")
+TEMPLATES = FileSystemLoader(Path(__file__).parent)
 
 
 def build_card(
@@ -56,22 +58,23 @@ def build_card(
     """
     if repo_id is not None:
         validate_repo_id(repo_id)
-    name = repo_id.split("/")[-1] if repo_id else _name_of_architecture(model.config)
+    text = segmentation_text if model.is_segmenter else card_text
+    name = repo_id.split("/")[-1] if repo_id else text.name_of_architecture(model)
     previous = parse_card(existing)
     data = build_metadata(model, evaluations, name, previous.data, widget(assets, repo_id))
     body = _render(
+        text.TEMPLATE,
         name=name,
         location='"' + (repo_id or model.folder.as_posix()).replace('"', '\\"') + '"',
-        details=describe_model(model),
-        training=describe_training(model.training),
-        recipe=_recipe(model.training),
+        **text.card_values(model, evaluations),
+        recipe=recipe(model.training),
+        base_model=model.base_model,
         evaluations=[evaluation.as_table() for evaluation in evaluations],
         **{name: sorted(place for place in assets if kind_of(place) == kind) for name, kind in SHOWN.items()},
-        limitations=describe_limitations(model, evaluations),
         license=data.get("license_name") or data.license,
         software_version=version("modeling-rats"),
     )
-    return f"---\n{data.to_yaml()}\n---\n\n{merge_body(body, previous.text)}"
+    return f"---\n{_as_yaml(as_dict(data))}\n---\n\n{merge_body(body, previous.text)}"
 
 
 def personal_parts(text: str) -> dict[str, Any]:
@@ -88,8 +91,8 @@ def personal_parts(text: str) -> dict[str, Any]:
 def with_metadata_of(text: str, other: str) -> str:
     """A card with the metadata of another where it has none of its own."""
     card = parse_card(text)
-    merged = parse_card(other).data.to_dict() | card.data.to_dict()
-    return f"---\n{yaml_dump(merged, sort_keys=False).strip()}\n---\n\n{card.text}"
+    merged = as_dict(parse_card(other).data) | as_dict(card.data)
+    return f"---\n{_as_yaml(merged)}\n---\n\n{card.text}"
 
 
 def write_card(
@@ -103,17 +106,22 @@ def write_card(
 
     Args:
         model_folder: Folder that save_pretrained wrote, with weights and image processor.
-        results: Records of evaluation.part_segmentation to add to the folder's results, or to replace older ones with.
+        results: Records of evaluations to add to the folder's results, or to replace older ones with.
         assets: Pictures to show from now on; those that the folder has of the same kind go.
         repo_id: Name on the Hub, owner/name; without it the card's code loads the folder.
         any_model: Accept scores of other weights, see `hub_cards.results.adopt`.
 
     Raises:
         FileNotFoundError: If a file is missing.
-        ValueError: If a file is not what it should be, or a result is of other weights.
+        ValueError: If a file is not what it should be, a result is of other weights, or a segmenter is given pictures of parts.
     """
     folder = Path(model_folder)
     model = read_model(folder)
+    if model.is_segmenter and (assets.pictures or assets.efficiency):
+        raise ValueError(
+            "pictures and efficiency are of backbones, whose parts and speed they show; of a model that was fine-tuned to "
+            "segment, the card shows curves alone. Leave them out, or show pictures outside of the generated sections."
+        )
     known, added = read_results(folder), adopt_all(results, model, any_model)
     check_weights(known, model)
     evaluations = merge(known, added)
@@ -142,7 +150,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         nargs="+",
         default=[],
         metavar="JSON",
-        help="outputs of evaluation.part_segmentation; the folder keeps them",
+        help=f"outputs of {WRITERS}; the folder keeps them",
     )
     parser.add_argument("--curves", metavar="PNG", help="picture of the training curves")
     parser.add_argument("--pictures", metavar="DIR", help=f"folder of part maps; the first {MAX_PICTURES} are shown")
@@ -160,29 +168,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(f"Model card: {card}")
 
 
-def _name_of_architecture(config: Mapping[str, Any]) -> str:
-    patch = config["patch_size"] if isinstance(config["patch_size"], int) else "x".join(map(str, config["patch_size"]))
-    return f"rats-{config['hidden_size']}x{config['num_hidden_layers']}-patch{patch}"
-
-
-def _recipe(training: Mapping[str, Any] | None) -> str:
-    """The settings of training as YAML; without those that have no value or name a place on the training machine."""
-    if training is None:
-        return ""
-    settings = dict(training["settings"])
-    if settings["dataset"] is not None:
-        names = [data.identifier for data in training_data(training)]
-        settings["dataset"] = names if len(names) > 1 else names[0]
-    for name in ("output_dir", "resume", "quiet"):
-        settings.pop(name, None)
-    told = {
-        name: value
-        for name, value in settings.items()
-        if value not in (None, []) and not (isinstance(value, str) and os.path.isabs(value))
-    }
-    return yaml_dump(told, sort_keys=False).strip()
-
-
 def parse_card(existing: str | None) -> ModelCard:
     """Split a card into metadata and body; an absent one has neither."""
     if existing is None or not REGEX_YAML_BLOCK.search(existing):
@@ -196,9 +181,21 @@ def parse_card(existing: str | None) -> ModelCard:
         ) from error
 
 
-def _render(**values: Any) -> str:
-    environment = Environment(undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, autoescape=False, finalize=_told)
-    body = environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(start=START, end=END, **values)
+def _as_yaml(metadata: dict[str, Any]) -> str:
+    return yaml_dump(metadata, sort_keys=False).strip()
+
+
+def _render(template: str, **values: Any) -> str:
+    environment = Environment(
+        loader=TEMPLATES,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,  # or what is included would run into the line after it
+        autoescape=False,
+        finalize=_told,
+    )
+    body = environment.get_template(template).render(start=START, end=END, **values)
     return re.sub(r"\n{3,}", "\n\n", body)
 
 

@@ -1,18 +1,39 @@
-"""What the records say, in words and tables: model, training, scores, limitations."""
+"""What the records of a RATS say, in words and tables: model, training, limitations."""
 
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from hub_cards.measurements import Evaluation, told_versions
-from hub_cards.records import ModelRecord, as_list, input_size, pixels, training_data
+from hub_cards.measurements import Evaluation
+from hub_cards.record_text import UNRECORDED, limits_of_scores, told_amount, told_data, told_machine
+from hub_cards.records import ModelRecord, input_size, pixels, training_data
 
+TEMPLATE = "model_card.md"
 # part_similarity of the configuration -> how the model reads parts.
 PARTS = {
     "registers": "each patch goes to the register token of highest cosine similarity, as in the paper",
     "claimed_patches": "each patch goes to the register that claims it in the compress step; "
     "five steps of k-means on the image's patches follow (not the paper's reading)",
 }
+
+
+def name_of_architecture(model: ModelRecord) -> str:
+    """The model's name where it has none on the Hub."""
+    patch = model.config["patch_size"]
+    told = patch if isinstance(patch, int) else "x".join(map(str, patch))
+    return f"rats-{model.config['hidden_size']}x{model.config['num_hidden_layers']}-patch{told}"
+
+
+def card_values(model: ModelRecord, evaluations: Sequence[Evaluation]) -> dict[str, Any]:
+    """What the template asks for beside what all templates do."""
+    return {
+        "details": describe_model(model),
+        "training": describe_training(model.training),
+        "trained": "DINO self-distillation without labels; these weights are the teacher's.",
+        "program": "training/pretrain.py",
+        "curves_told": "Training curves: loss and entropies, gradient norm, learning rate, images per second",
+        "limitations": describe_limitations(model, evaluations),
+    }
 
 
 def describe_model(model: ModelRecord) -> dict[str, str]:
@@ -43,19 +64,12 @@ def describe_training(training: Mapping[str, Any] | None) -> dict[str, str]:
     if training is None:
         return {}
     settings = training["settings"]
-    processes = training["processes"]
     return {
-        "Data": ", ".join(data.title for data in training_data(training))
-        + (f", split {', '.join(f'`{split}`' for split in as_list(settings['dataset_split']))}" if settings["dataset"] else ""),
-        "Steps": f"{training['steps']:,}",
-        "Batch size": f"{settings['batch_size']:,} images",
-        "Images seen": f"{training['images_seen']:,}",
+        "Data": told_data(training, settings.get("dataset_split")),
+        **told_amount(training),
         "Views": f"2 of {settings['global_crop_size']} px and {settings['num_local_crops']} of "
         f"{settings['local_crop_size']} px per image",
-        "Hardware": f"{training['device']}, {processes} {'process' if processes == 1 else 'processes'}, "
-        f"mixed precision: {training['mixed_precision']}",
-        "Training time": _duration(training["seconds"]),
-        "Versions": told_versions(training["versions"]),
+        **told_machine(training),
     }
 
 
@@ -65,18 +79,12 @@ def describe_limitations(model: ModelRecord, evaluations: Sequence[Evaluation]) 
     trained_on = training_data(model.training) if model.training else None
     limitations = []
     if trained_on is None:
-        limitations.append("How and on what these weights were trained is not recorded in the model folder.")
+        limitations.append(UNRECORDED)
     elif all(data.synthetic for data in trained_on):
         limitations.append("Trained on synthetic rendered objects only: it is no evidence for photographs.")
     else:
         limitations.append("What the training data lacks or shows one-sidedly, the parts will lack or show one-sidedly.")
-    if not evaluations:
-        limitations.append("No scores have been measured for this card.")
-    elif all(evaluation.data.synthetic for evaluation in evaluations):
-        limitations.append("Measured on synthetic rendered objects only: the scores say nothing about photographs.")
-    limitations += [sentence for evaluation in evaluations for sentence in evaluation.rivals()]
-    if evaluations:
-        limitations.append("The scores are of one training run; another seed gives others.")
+    limitations += limits_of_scores(evaluations)
     if rows and (trained_size := pixels(model.config["image_size"])) != pixels(model.processor["size"]):
         limitations.append(
             f"Trained on views of {trained_size} and less, it is used at {pixels(model.processor['size'])} by default: parts "
@@ -116,14 +124,3 @@ def _patch_grid(model: ModelRecord) -> tuple[int, int, str]:
     if model.processor.get("ensure_multiple_of") is not None or not {"height", "width"} <= set(size):
         return 0, 0, pixels(patch)
     return size["height"] // patch_height, size["width"] // patch_width, pixels(patch)
-
-
-def _duration(seconds: float) -> str:
-    """Two units at most: 45 s, 2 min 45 s, 3 h 5 min."""
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    minutes, rest_s = divmod(whole, 60)
-    if minutes < 60:
-        return f"{minutes} min {rest_s} s"
-    return f"{minutes // 60} h {minutes % 60} min"

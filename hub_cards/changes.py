@@ -14,6 +14,7 @@ from huggingface_hub.errors import NotASafetensorsRepoError, SafetensorsParsingE
 from hub_cards.assets import kind_of, outdated_pictures
 from hub_cards.card import build_card, personal_parts, with_metadata_of
 from hub_cards.contents import CARD, gather, refuse_secrets
+from hub_cards.measurement_kinds import WRITERS
 from hub_cards.measurements import Evaluation
 from hub_cards.records import WEIGHT_FILE, ModelRecord, read_model, read_model_without_weights
 from hub_cards.repository import Change, Snapshot
@@ -74,7 +75,7 @@ def changes_of_results(
 ) -> Callable[[Snapshot], Change]:
     """What new results change, for each state of the repository."""
     if not results:
-        raise ValueError("--results_only needs --results JSON ...: records of evaluation.part_segmentation. Name some.")
+        raise ValueError(f"--results_only needs --results JSON ...: records of {WRITERS}. Name some.")
 
     def work_out(snapshot: Snapshot) -> Change:
         model = read_model_in(snapshot)

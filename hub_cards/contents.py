@@ -47,9 +47,11 @@ def gather(folder: Path, model: ModelRecord) -> dict[str, bytes | Path]:
             files["/".join(parts)] = file
     _refuse_pickles(folder, files)
     own = {path: _content(file) for path, file in files.items() if path != CARD and Path(path).parts[0] != RESULTS}
-    gathered = {HANDLER.name: HANDLER.read_bytes(), "requirements.txt": requirements().encode(), **_code_of(model), **own}
-    if missing := _tables_of_code().keys() - model.config.keys():
-        gathered["config.json"] = _as_json(model.config | {name: _tables_of_code()[name] for name in sorted(missing)})
+    added = {HANDLER.name: HANDLER.read_bytes(), "requirements.txt": requirements(model).encode()}
+    gathered: dict[str, bytes | Path] = {**added, **_code_of(model), **own}
+    tables = _tables_of_code(model)
+    if missing := tables.keys() - model.config.keys():
+        gathered["config.json"] = _as_json(model.config | {name: tables[name] for name in sorted(missing)})
     if model.training is not None:
         gathered["training.json"] = _as_json(without_places(model.training))
     refuse_secrets(gathered)
@@ -60,23 +62,33 @@ def _code_of(model: ModelRecord) -> dict[str, bytes]:
     """The files that let a repository be loaded without this package; none if the folder has code of its own."""
     if any(model.folder.glob("modeling_*.py")):
         return {}
-    from modeling_rats import RatsConfig  # takes seconds, and results alone do not need it
+    from transformers.dynamic_module_utils import custom_object_save  # takes seconds, and results alone do not need it
+
+    from modeling_rats import RatsForUniversalSegmentation, RatsModel
 
     with TemporaryDirectory() as empty:
-        RatsConfig().save_pretrained(empty)  # lays the code of all classes beside it (modeling_rats/remote_code.py)
+        # As saving does: the class's file and all that it imports, among them those of modeling_rats/remote_code.py.
+        custom_object_save(RatsForUniversalSegmentation if model.is_segmenter else RatsModel, empty)
         return {file.name: file.read_bytes() for file in Path(empty).glob("*.py")}
 
 
-def _tables_of_code() -> dict[str, Mapping]:
+def _tables_of_code(model: ModelRecord) -> dict[str, Mapping]:
     """What config.json says of where the classes are."""
-    from modeling_rats.remote_code import AUTO_MAP, CUSTOM_PIPELINES
+    from modeling_rats.remote_code import AUTO_MAP, CUSTOM_PIPELINES, UNIVERSAL_SEGMENTATION_AUTO_MAP
 
+    if model.is_segmenter:
+        return {"auto_map": UNIVERSAL_SEGMENTATION_AUTO_MAP}
     return {"auto_map": AUTO_MAP, "custom_pipelines": CUSTOM_PIPELINES}
 
 
-def requirements() -> str:
-    """What Inference Endpoints install beside their own: the libraries that the package itself asks for."""
-    return "".join(f"{line}\n" for line in requires("modeling-rats") or [] if "extra ==" not in line)
+def requirements(model: ModelRecord) -> str:
+    """What Inference Endpoints install beside their own: the libraries that the package asks for; SciPy for Mask2Former's loss,
+    without which there is no segmenter."""
+    lines = requires("modeling-rats") or []
+    needed = [line for line in lines if "extra ==" not in line]
+    if model.is_segmenter:
+        needed += sorted({line.partition(";")[0].strip() for line in lines if line.startswith("scipy")})
+    return "".join(f"{line}\n" for line in needed)
 
 
 def refuse_secrets(files: Mapping[str, bytes | Path]) -> None:

@@ -4,14 +4,20 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import CardData, ModelCardData
+from huggingface_hub import CardData, EvalResult, ModelCardData
+from huggingface_hub.repocard_data import eval_results_to_model_index
 
 from hub_cards.assets import INPUT, PICTURE, kind_of
-from hub_cards.measurements import TASKS, Evaluation
-from hub_cards.records import HUB_NAME, ModelRecord, training_data
+from hub_cards.measurement_kinds import TASKS
+from hub_cards.measurements import Evaluation
+from hub_cards.records import ModelRecord, training_data
 
 TAGS = ("rats", "vision", "register-attention", "part-segmentation")
 TAGS_WHEN_PRETRAINED = ("self-supervised", "dino")
+TAGS_OF_SEGMENTERS = ("vision", "universal-segmentation")
+TAGS_ON_RATS = ("rats", "register-attention")
+TAGS_OF_TASKS = tuple(f"{task}-segmentation" for task in ("semantic", "instance", "panoptic"))
+GENERATED_TAGS = {*TAGS, *TAGS_WHEN_PRETRAINED, *TAGS_OF_SEGMENTERS, *TAGS_OF_TASKS}
 DEFAULT_LICENSE = "mit"
 MEASURED_KEYS = ("metrics", "model-index")  # never kept from an earlier card
 GENERATED_KEYS = ("library_name", "pipeline_tag", "tags", "datasets", "widget")
@@ -37,7 +43,7 @@ def build_metadata(
     results = [result for evaluation in evaluations for result in evaluation.model_index()]
     results += [result for result in previous.get("eval_results") or [] if (result.task_type, result.task_name) not in TASKS]
     before = previous.to_dict()
-    tags = (*TAGS, *(TAGS_WHEN_PRETRAINED if model.training else ()), *before.get("tags", ()))
+    tags = (*_tags(model), *before.get("tags", ()))
     generated: dict[str, Any] = {
         "library_name": "transformers",
         "pipeline_tag": "image-segmentation",
@@ -47,8 +53,8 @@ def build_metadata(
     trained_on = training_data(model.training) if model.training else []
     if on_hub := [data.identifier for data in trained_on if data.on_hub]:
         generated["datasets"] = on_hub
-    if started_from := base_model(model):
-        generated["base_model"] = started_from
+    if model.base_model:
+        generated["base_model"] = model.base_model
     if examples:
         generated["widget"] = list(examples)
     if results:
@@ -58,10 +64,29 @@ def build_metadata(
     return ModelCardData(**generated, **kept)
 
 
-def base_model(model: ModelRecord) -> str | None:
-    """The Hub name of the model whose weights the training started from, if it did so."""
-    warm_start = model.training["settings"].get("warm_start") if model.training else None
-    return warm_start if warm_start and HUB_NAME.fullmatch(warm_start) and not Path(warm_start).exists() else None
+def as_dict(data: CardData) -> dict[str, Any]:
+    """Metadata as a card has it.
+
+    Results of one type and split whose task has another name, or that have another source, stay apart: the library would join
+    them under the name of the first.
+    """
+    told = data.to_dict()
+    groups: dict[tuple, list[EvalResult]] = {}
+    for result in data.get("eval_results") or []:
+        groups.setdefault((*result.unique_identifier, result.task_name, result.source_url), []).append(result)
+    if groups:
+        name = data.get("model_name")
+        apart = [eval_results_to_model_index(name, group)[0]["results"] for group in groups.values()]
+        told["model-index"] = [{"name": name, "results": [result for results in apart for result in results]}]
+    return told
+
+
+def _tags(model: ModelRecord) -> tuple[str, ...]:
+    if not model.is_segmenter:
+        return (*TAGS, *(TAGS_WHEN_PRETRAINED if model.training else ()))
+    on_rats = TAGS_ON_RATS if model.config["backbone_config"]["model_type"] == "rats" else ()
+    task = (f"{model.training['settings']['task']}-segmentation",) if model.training else ()
+    return (*on_rats, *TAGS_OF_SEGMENTERS, *task)
 
 
 def widget(assets: Collection[str], repo_id: str | None) -> list[dict[str, Any]]:
@@ -80,7 +105,7 @@ def widget(assets: Collection[str], repo_id: str | None) -> list[dict[str, Any]]
 
 def personal_metadata(data: Mapping[str, Any]) -> dict[str, Any]:
     """What of a card's metadata is a person's: what would not be written by itself."""
-    tags = [tag for tag in data.get("tags", []) if tag not in (*TAGS, *TAGS_WHEN_PRETRAINED)]
+    tags = [tag for tag in data.get("tags", []) if tag not in GENERATED_TAGS]
     own = {key: value for key, value in data.items() if key not in (*GENERATED_KEYS, *MEASURED_KEYS)}
     if own.get("license") == DEFAULT_LICENSE:
         del own["license"]

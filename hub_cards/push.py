@@ -18,6 +18,7 @@ from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundErro
 from huggingface_hub.utils import disable_progress_bars
 
 from hub_cards.changes import Prose, changes_of_model, changes_of_results, describe_change
+from hub_cards.measurement_kinds import WRITERS
 from hub_cards.repository import (
     MAIN,
     Change,
@@ -65,7 +66,7 @@ def push_model(
         folder: Folder that save_pretrained wrote, with weights and image processor; it is left as it is.
         repo_id: Repository of models, owner/name; made if it is not there. What else is in it stays, but for results and
             pictures of other weights.
-        results: Records of evaluation.part_segmentation, beside those that the folder and the repository hold.
+        results: Records of evaluations, beside those that the folder and the repository hold.
         any_model: Accept results of other weights, see `hub_cards.results.adopt`.
         eval_results: Tasks of leaderboards and their scores, see `hub_cards.results.as_eval_results`.
         revision: Branch to push to; made from main if it is not there.
@@ -191,7 +192,7 @@ def _parser() -> argparse.ArgumentParser:
         "folder", nargs="?", type=Path, metavar="MODEL_FOLDER", help="that save_pretrained or pretraining wrote"
     )
     parser.add_argument("--repo_id", required=True, metavar="OWNER/NAME", help="repository; made if it is not there")
-    parser.add_argument("--results", nargs="+", default=[], metavar="JSON", help="outputs of evaluation.part_segmentation")
+    parser.add_argument("--results", nargs="+", default=[], metavar="JSON", help=f"outputs of {WRITERS}")
     parser.add_argument("--results_only", action="store_true", help="add results to a model that is on the Hub, and no more")
     parser.add_argument("--any_model", action="store_true", help="accept results of other weights")
     parser.add_argument(

@@ -16,7 +16,9 @@ from typing import Any
 from huggingface_hub.utils.sha import sha_fileobj
 from safetensors import safe_open
 
-# Of the record that training/pretrain.py writes beside the weights.
+SEGMENTER = "rats_universal_segmentation"
+MODEL_TYPES = ("rats", SEGMENTER)  # of the configurations of which there are cards
+# Of the record that training writes beside the weights.
 TRAINING_KEYS = (
     "settings",
     "steps",
@@ -40,7 +42,8 @@ class ModelRecord:
         folder: The folder, as it was given.
         config: config.json.
         processor: preprocessor_config.json.
-        training: training.json, and in `data_sets` how its data sets are called; None if the folder has none.
+        training: training.json, and in `data_sets` how its data sets are called, in `base_model` the Hub name of the model that
+            it started from, or None; None if the folder has none.
         num_parameters: Elements of all tensors in the safetensors files.
         weight_files: Name and SHA-256 of those files.
     """
@@ -51,6 +54,16 @@ class ModelRecord:
     training: dict[str, Any] | None
     num_parameters: int
     weight_files: dict[str, str]
+
+    @property
+    def is_segmenter(self) -> bool:
+        """Whether it was fine-tuned to segment, and is no backbone."""
+        return self.config["model_type"] == SEGMENTER
+
+    @property
+    def base_model(self) -> str | None:
+        """The Hub name of the model whose weights the training started from, if it did so."""
+        return self.training["base_model"] if self.training else None
 
 
 @dataclass(frozen=True)
@@ -93,10 +106,10 @@ def read_model_without_weights(folder: Path) -> ModelRecord:
                 f"image processor. Check the path, or call the {writer}'s save_pretrained({str(folder)!r})."
             )
     config = read_json(folder / "config.json", ("model_type",), "the configuration of a transformers model")
-    if config["model_type"] != "rats":
+    if config["model_type"] not in MODEL_TYPES:
         raise ValueError(
-            f"{folder / 'config.json'} has model_type {config['model_type']!r}; this card describes models of model_type "
-            "'rats' only. Name a RATS model folder."
+            f"{folder / 'config.json'} has model_type {config['model_type']!r}; cards are made for "
+            f"{' and '.join(map(repr, MODEL_TYPES))} only. Name a RATS model folder."
         )
     return ModelRecord(
         folder=folder,
@@ -114,11 +127,19 @@ def training_data(training: Mapping[str, Any]) -> list[DataSetName]:
 
 
 def _read_training(path: Path) -> dict[str, Any] | None:
-    """The record of training with the names of its data sets, which can be told only where they lie; None if there is none."""
+    """The record of training with the names of its data sets and of the model that it started from, which can be told only
+    where they lie; None if there is none."""
     if not path.is_file():
         return None
     training = read_json(path, TRAINING_KEYS, "the record of training")
-    return {"data_sets": name_training_data(training["settings"])} | training
+    settings = training["settings"]
+    return {"data_sets": name_training_data(settings), "base_model": _base_model(settings)} | training
+
+
+def _base_model(settings: Mapping[str, Any]) -> str | None:
+    """What warm starts and fine-tuning name, if it is no folder here."""
+    start = settings.get("warm_start") or settings.get("backbone")
+    return start if start and HUB_NAME.fullmatch(start) and not os.path.exists(start) else None
 
 
 def name_training_data(settings: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -130,7 +151,9 @@ def name_training_data(settings: Mapping[str, Any]) -> list[dict[str, Any]]:
     Returns:
         A `DataSetName` each, as a dict.
     """
-    if settings["dataset"] is not None:
+    if settings.get("layout"):
+        names = [_official(settings["layout"])]
+    elif settings["dataset"] is not None:
         names = [_name_of(dataset) for dataset in as_list(settings["dataset"])]
     else:
         names = [_rendered(*(settings[f"synthetic_{name}"] for name in ("images", "image_size", "difficulty", "seed")))]
@@ -149,8 +172,10 @@ def scored_data(settings: Mapping[str, Any], fingerprints: Mapping[str, str] | N
         return _rendered(made["images"], made["image_size_px"], made["difficulty"], made["seed"])
     if settings.get("benchmark") and settings.get("root"):
         return DataSetName(settings["benchmark"], f"`{settings['benchmark']}` of `python -m evaluation.benchmarks`")
-    name = _name_of(settings["dataset"], settings.get("dataset_is_local"))
     read = fingerprints or {}
+    if settings.get("layout"):
+        return replace(_official(settings["layout"]), content=read.get("data"))
+    name = _name_of(settings["dataset"], settings.get("dataset_is_local"))
     return name if name.on_hub else replace(name, content=read.get("data", read.get("test")))
 
 
@@ -158,6 +183,10 @@ def _rendered(images: int, image_size_px: int, difficulty: Any, seed: int) -> Da
     made_with = f"{images:,} images, {image_size_px} px, difficulty {difficulty}, seed {seed}"
     title = f"synthetic articulated objects rendered by `evaluation.synthetic_parts` ({made_with})"
     return DataSetName("synthetic_parts", title, synthetic=True)
+
+
+def _official(layout: str) -> DataSetName:
+    return DataSetName(layout, f"`{layout}`, its official files")
 
 
 def _name_of(dataset: str, is_local: bool | None = None) -> DataSetName:
@@ -168,6 +197,12 @@ def _name_of(dataset: str, is_local: bool | None = None) -> DataSetName:
         return DataSetName(dataset, f"[{dataset}](https://huggingface.co/datasets/{dataset})", on_hub=True)
     name = Path(dataset).resolve().name
     return DataSetName(name, f"`{name}` (local data)")
+
+
+def folder_name(folder: str) -> str:
+    """The last part of a model folder's path, or the one before where training has called it `model`."""
+    path = Path(folder)
+    return path.parent.name if path.name == "model" and path.parent.name else path.name
 
 
 def read_json(path: Path, keys: tuple[str, ...], what: str, content: str | bytes | None = None) -> dict[str, Any]:
@@ -210,6 +245,8 @@ def pixels(size: Any) -> str:
     """A size in words: a side, height and width, or a dict of an image processor."""
     if isinstance(size, Mapping):
         sides = {name: side for name, side in size.items() if side is not None}
+        if set(sides) == {"shortest_edge", "longest_edge"}:
+            return f"shortest edge {sides['shortest_edge']} px, longest edge at most {sides['longest_edge']} px"
         if set(sides) != {"height", "width"}:
             return ", ".join(f"{name.replace('_', ' ')} {side} px" for name, side in sides.items())
         size = (sides["height"], sides["width"])

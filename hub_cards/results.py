@@ -1,8 +1,8 @@
 """The results of a model: JSON files in its folder's `results/`, from which its card is made wherever the folder goes.
 
-A record of evaluation.part_segmentation or evaluation.representation is adopted: it must score these very weights, it is named
-by what was measured, and it leaves the places of the measuring machine behind. The same measurement made again replaces the
-one before it.
+A record of an evaluation (`measurement_kinds` lists which) is adopted: it must score these very weights, it is named by what
+was measured, and it leaves the places of the measuring machine behind. The same measurement made again replaces the one before
+it.
 """
 
 import json
@@ -16,20 +16,21 @@ from typing import Any
 from huggingface_hub import EvalResultEntry, eval_result_entries_to_yaml
 from huggingface_hub.utils import yaml_dump
 
-from hub_cards.measurements import Evaluation, evaluation_of
-from hub_cards.records import ModelRecord, input_size, read_json, scored_data, without_places
+from hub_cards.measurement_kinds import WRITERS, evaluation_of, kind_of
+from hub_cards.measurements import Evaluation
+from hub_cards.records import ModelRecord, read_json, scored_data, without_places
 
 FOLDER = "results"
 LEADERBOARD_FOLDER = ".eval_results"  # as the Hub has it
-# Of a record that evaluation/part_segmentation.py writes, and what adoption adds: names of the data set, the input in
-# words, the weights that it was adopted for.
+# Of a record that an evaluation writes, and what adoption adds: names of the data set, the input in words, the weights that
+# it was adopted for.
 KEYS = ("scores", "protocol", "settings", "model_config", "fingerprints", "versions", "date")
-WHAT = "a record that evaluation.part_segmentation or evaluation.representation writes"
+WHAT = f"a record that {WRITERS} writes"
 ADDED_KEYS = ("data_set", "input", "weight_files")
 
 
 def adopt(path: str | Path, model: ModelRecord, any_model: bool = False) -> Evaluation:
-    """Read a record of evaluation.part_segmentation or evaluation.representation as a result of this model.
+    """Read a record of an evaluation as a result of this model.
 
     Args:
         path: The JSON file.
@@ -48,20 +49,15 @@ def adopt(path: str | Path, model: ModelRecord, any_model: bool = False) -> Eval
 
 
 def _adopted(path: Path, record: dict[str, Any], model: ModelRecord, any_model: bool) -> Evaluation:
-    settings, scores = record["settings"], record["scores"]
-    if "model" not in scores and "probe" not in settings:
-        raise ValueError(
-            f"{path} scores {', '.join(scores) or 'nothing'}; the row 'model' must be among them, for it is this "
-            "card's. Run evaluation.part_segmentation again."
-        )
-    if "probe" in settings:  # beside accuracies there is how they were chosen
-        scores = {
-            probe: {name: value for name, value in row.items() if name.startswith("top")} for probe, row in scores.items()
-        }
+    kind = kind_of(record)
+    try:
+        scores = kind.rows(record)
+    except ValueError as error:
+        raise ValueError(f"{path} {error}") from error
     _check_model(path, record, model, any_model)
     added = {
-        "data_set": asdict(scored_data(settings, record["fingerprints"])),
-        "input": input_size(settings["image_size"], {} if "probe" in settings else model.processor),
+        "data_set": asdict(scored_data(record["settings"], record["fingerprints"])),
+        "input": kind.input_of(record, model.processor),
         "weight_files": model.weight_files,
     }
     return _read_through({**without_places(record), "scores": _defined(path, scores), **added})

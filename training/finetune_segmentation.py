@@ -24,9 +24,11 @@ from transformers import Mask2FormerImageProcessor
 from evaluation import universal_segmentation
 from evaluation.segmentation_data import SegmentationData
 from evaluation.universal_segmentation import check_labels, score_segmentation
+from hub_cards.assets import Assets
 from hub_cards.card import write_card
 from modeling_rats import RatsForUniversalSegmentation
 from training.curves import draw_curves
+from training.export import training_record
 from training.finetune_arguments import parse
 from training.finetune_settings import (
     FinetuneSettings,
@@ -34,7 +36,7 @@ from training.finetune_settings import (
     SegmentationModelSettings,
     SegmentationSettings,
 )
-from training.hand_over import check_push, drawn, push
+from training.hand_over import check_push, push
 from training.json_log import JsonLog
 from training.launch import choose_attention, start_accelerator
 from training.layer_decay import build_layer_decay_optimizer, set_learning_rate
@@ -124,7 +126,8 @@ def main(arguments: list[str] | None = None) -> Path:
         with StopSignals() as stop_signals:
             train(run, train_data, test_data, output, stop_signals)
         folder = output / "model"
-        export_segmentation(run.accelerator, unwrapped(run), settings, run.step, run.seconds, folder)
+        record = training_record(accelerator, flat(settings), run.step, run.seconds) | {"training_images": len(train_data)}
+        export_segmentation(accelerator, unwrapped(run), settings, record, folder)
         finish(run, folder, output)
     except (OSError, ValueError, UnreadableImagesError) as error:  # what the user can mend, without a traceback
         raise SystemExit(str(error)) from error
@@ -133,7 +136,7 @@ def main(arguments: list[str] | None = None) -> Path:
     accelerator.end_training()
     if settings.training.push_to_hub and accelerator.is_main_process:  # last: the others do not wait for a long upload
         message = f"RATS fine-tuned for {settings.data.task} segmentation for {settings.training.steps:,} steps"
-        print(f"Pushed: {push(folder, output, settings.training, message)}")
+        print(f"Pushed: {push(folder, settings.training, message, Assets(output / 'curves.png'))}")
     return folder
 
 
@@ -210,6 +213,7 @@ def train(
             accelerator.print(f"Stopped by a signal and saved at step {run.step}; {again} goes on from there.")
             accelerator.end_training()
             raise SystemExit(EXIT_CODE)
+    next(batches, None)  # or its processes, which no signal reaches, could outlast the run
     progress.close()
 
 
@@ -262,7 +266,7 @@ def finish(run: SegmentationRun, folder: Path, output: Path) -> None:
         tell(run, record["scores"], log, output)
     if accelerator.is_main_process:
         draw_curves(output / "log.jsonl", output / "curves.png")
-        write_card(folder, results, drawn(output))
+        write_card(folder, results, Assets(output / "curves.png"))
 
 
 def tell(run: SegmentationRun, scores: dict[str, float], log: JsonLog | None, output: Path) -> None:

@@ -2,7 +2,6 @@
 
 import shlex
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 from accelerate import PartialState
@@ -48,17 +47,16 @@ def _problem(training: RunSettings, unfit: str | None) -> str | None:
     return None
 
 
-def push(folder: Path, output: Path, training: RunSettings, message: str, results: Sequence[Path] = ()) -> str:
-    """Writes the model folder's card, with what the run has drawn and measured, and pushes the folder.
+def push(folder: Path, training: RunSettings, message: str, assets: Assets) -> str:
+    """Writes the model folder's card, with what the run has drawn, and pushes the folder.
 
     For the main process, at the very end: an upload may take longer than other ranks wait for one that is late.
 
     Args:
         folder: The model folder.
-        output: Of the run.
         training: Of the run.
         message: Of the commit.
-        results: Records of evaluations to show.
+        assets: What the card shows.
 
     Returns:
         The commit's address.
@@ -71,7 +69,7 @@ def push(folder: Path, output: Path, training: RunSettings, message: str, result
     if training.quiet or not sys.stderr.isatty():
         disable_progress_bars()
     try:
-        write_card(folder, results, drawn(output), repo_id)
+        write_card(folder, assets=assets, repo_id=repo_id)
         return push_model(folder, repo_id, private=private or None, message=message).url
     except Exception as error:
         kind = "" if isinstance(error, PushError) else f"{type(error).__name__}: "

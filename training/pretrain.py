@@ -26,7 +26,7 @@ from training.curves import draw_curves
 from training.dino_loss import DinoLoss
 from training.dry_run import describe
 from training.export import asked_for, build_processor, export, teacher_model
-from training.hand_over import check_push, push
+from training.hand_over import check_push, drawn, push
 from training.koleo import koleo_loss
 from training.launch import choose_attention, start_accelerator
 from training.monitors import Reporter, StepFigures
@@ -93,7 +93,7 @@ def main(arguments: list[str] | None = None) -> Path:
     accelerator.end_training()
     if settings.training.push_to_hub and accelerator.is_main_process:  # last: the others do not wait for a long upload
         message = f"RATS pretrained for {settings.training.steps:,} steps"
-        print(f"Pushed: {push(folder, output, settings.training, message)}")
+        print(f"Pushed: {push(folder, settings.training, message, drawn(output))}")
     return folder
 
 

@@ -2,16 +2,19 @@
 
 import math
 from pathlib import Path
+from typing import Any
 
 from accelerate import Accelerator
 from transformers import Mask2FormerImageProcessor
 
+from hub_cards.records import read_model
+from hub_cards.results import FOLDER as RESULTS
+from hub_cards.results import is_of, parse
 from modeling_rats import RatsForUniversalSegmentation, RatsUniversalSegmentationConfig
 from modeling_rats.configuration_rats import height_width
-from training.export import training_record, write_folder
+from training.export import write_folder
 from training.finetune_settings import SegmentationDataSettings, SegmentationSettings
 from training.ranks import on_all_ranks
-from training.run_settings import flat
 
 
 def build_segmentation_processor(
@@ -28,14 +31,30 @@ def export_segmentation(
     accelerator: Accelerator,
     model: RatsForUniversalSegmentation,
     settings: SegmentationSettings,
-    step: int,
-    seconds: float,
+    record: dict[str, Any],
     folder: Path,
 ) -> None:
-    """Writes the model folder; all ranks must call it. What else is in the folder stays, such as a card."""
-    record = training_record(accelerator, flat(settings), step, seconds)
+    """Writes the model folder; all ranks must call it.
+
+    What else is in the folder stays, such as a card in which a person may have written, but for results of other weights.
+
+    Args:
+        accelerator: Of the run.
+        model: As it was trained.
+        settings: Of the run.
+        record: Of the training, see `training.export.training_record`.
+        folder: The model folder.
+    """
     processor = build_segmentation_processor(settings.data, model.config)
-    on_all_ranks(lambda: write_folder(folder, model, processor, record) if accelerator.is_main_process else None)
+
+    def write() -> None:
+        write_folder(folder, model, processor, record)
+        trained = read_model(folder)
+        for path in (folder / RESULTS).glob("*.json"):
+            if not is_of(parse(path.read_bytes(), path.name), trained):
+                path.unlink()
+
+    on_all_ranks(lambda: write() if accelerator.is_main_process else None)
 
 
 def evaluation_arguments(settings: SegmentationSettings, folder: Path, output: Path) -> list[str]:

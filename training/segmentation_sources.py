@@ -36,7 +36,7 @@ def open_split(settings: SegmentationDataSettings, split: str) -> SegmentationDa
 def training_batches(
     data: SegmentationData, settings: SegmentationSettings, accelerator: Accelerator, first_step: int
 ) -> Iterator[SegmentBatch]:
-    """The batches of this rank from a step on, without end.
+    """The batches of this rank from a step to the last. To ask for one more ends the loader's processes.
 
     Raises:
         ValueError: If a setting of the augmentation cannot be used; when a batch is made: if an annotation cannot be used.
@@ -51,7 +51,13 @@ def training_batches(
         of_data.flip_probability,
     )
     places = StepBatches(
-        len(data), training.batch_size, training.seed, accelerator.process_index, accelerator.num_processes, first_step
+        len(data),
+        training.batch_size,
+        training.seed,
+        accelerator.process_index,
+        accelerator.num_processes,
+        first_step,
+        num_steps=training.steps,
     )
     loader = DataLoader(
         TrainingSegments(data, transform, training.seed),

@@ -147,6 +147,9 @@ def test_scores_on_the_images_of_the_training_are_told_to_be_that(segmenter, sha
     of_both = describe_limitations(model, [seen, other])
     assert sum("on images that it was trained on" in sentence for sentence in of_both) == 1
     assert "Measured on shapes alone: how it does on images of other kinds is not known." in of_both
+    assert sum("are of 4 images, which are few" in sentence for sentence in of_both) == 1
+    other.record["images"] = 2000
+    assert not any("which are few" in sentence for sentence in describe_limitations(model, [other]))
     assert not any("that it was trained on:" in sentence for sentence in describe_limitations(model, [other]))
 
 

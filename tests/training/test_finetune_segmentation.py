@@ -151,7 +151,7 @@ def test_a_run_leaves_a_model_its_scores_and_its_log(finished, images):
     data = open_segmentation_data(images, "validation", "semantic")
     assert score_segmentation(model, processor, data) == {name: measured[-1][name] for name in ("miou", "pixel_accuracy")}
     record = json.loads((finished / "model" / "training.json").read_text())
-    assert (record["steps"], record["images_seen"], record["settings"]["task"]) == (STEPS, 2 * STEPS, "semantic")
+    assert (record["steps"], record["images_seen"], record["training_images"]) == (STEPS, 2 * STEPS, 6)
     assert (finished / "curves.png").stat().st_size > 10_000
     scores = json.loads((finished / "scores.json").read_text())
     assert scores["scores"] == {name: measured[-1][name] for name in scores["scores"]} and scores["images"] == 3
@@ -171,6 +171,15 @@ def test_a_run_goes_on_from_a_checkpoint_as_if_nothing_had_been(make_arguments, 
         for path in (output, finished)
     ]
     assert untimed[0] == untimed[1]
+
+
+def test_another_run_may_take_its_place(make_arguments, finished, tmp_path):
+    shutil.copytree(finished, tmp_path / "run")
+    finetune_segmentation.main(make_arguments(tmp_path / "run", resume="none", seed=1, steps=2))
+    (result,) = (tmp_path / "run" / "model" / "results").glob("*.json")
+    (measured,) = read_json_lines(tmp_path / "run" / "evaluation.jsonl")
+    assert json.loads(result.read_text())["scores"]["model"]["miou"] == measured["miou"] and measured["step"] == 2
+    assert len(checkpoint.list_checkpoints(tmp_path / "run" / "checkpoints")) == 1
 
 
 def test_loader_processes_change_nothing(make_arguments, finished, tmp_path):

@@ -58,7 +58,8 @@ def check(**training):
 
 def push(output, **training):
     settings = settings_of(**training).training
-    return hand_over.push(output / "model", output, settings, f"RATS pretrained for {settings.steps:,} steps")
+    message = f"RATS pretrained for {settings.steps:,} steps"
+    return hand_over.push(output / "model", settings, message, hand_over.drawn(output))
 
 
 def test_the_model_folder_arrives_with_a_card_that_shows_the_run(hub, output, tmp_path):
