@@ -11,23 +11,21 @@ Q queries  S segments; pixels are height, width
 import argparse
 import sys
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Protocol, get_args
+from typing import Any, get_args
 
-import numpy as np
 import torch
 from accelerate import PartialState
 from accelerate.utils import gather_object
-from torchmetrics.detection import PanopticQuality
 from tqdm.auto import tqdm
 from transformers import AutoImageProcessor, AutoModelForUniversalSegmentation, PreTrainedModel
 from transformers.utils.logging import disable_progress_bar
 
 import modeling_rats  # noqa: F401  # registers RATS with the Auto classes
-from evaluation.mask_precision import MaskPrecision
-from evaluation.panoptic_inference import OVERLAP_THRESHOLD, THRESHOLD, panoptic_segments
+from evaluation.mask_scorers import scorer_for
+from evaluation.panoptic_inference import OVERLAP_THRESHOLD, THRESHOLD
 from evaluation.records import (
     describe_run,
     fingerprint_of_arrays,
@@ -37,9 +35,7 @@ from evaluation.records import (
     refuse_folder,
     write_json,
 )
-from evaluation.segmentation_data import SegmentationData, SegmentationSample, Task, open_segmentation_data
-from evaluation.segmentation_heads import IGNORED
-from evaluation.segmentation_scores import SegmentationScores
+from evaluation.segmentation_data import SegmentationData, Task, open_segmentation_data
 from evaluation.synthetic_parts import rendering_of
 
 PROTOCOL = (
@@ -76,133 +72,6 @@ OPTIONS_OF_DATA = (
 )
 
 
-class Scorer(Protocol):
-    """Compares outputs with true segments, image by image."""
-
-    def add(self, outputs: Any, sample: SegmentationSample) -> None: ...
-
-    def scores(self) -> dict[str, float]: ...
-
-
-class SemanticScorer:
-    """mIoU and pixel accuracy.
-
-    Args:
-        processor: With Mask2Former's post-processing.
-        num_labels: How many labels there are.
-        device: Where the pixels are counted.
-    """
-
-    def __init__(self, processor: Any, num_labels: int, device: torch.device):
-        self.processor = processor
-        # Two classes at least, as torchmetrics has it; one that never occurs is left out of the mean.
-        self.num_classes = max(num_labels, 2)
-        self.counts = SegmentationScores(self.num_classes, device)
-
-    def add(self, outputs: Any, sample: SegmentationSample) -> None:
-        (predicted,) = self.processor.post_process_semantic_segmentation(outputs, target_sizes=[sample.void.shape])
-        self.counts.add(predicted, torch.from_numpy(label_map(sample)).to(predicted.device))
-
-    def scores(self) -> dict[str, float]:
-        summary = self.counts.summary(range(self.num_classes))
-        return {"miou": summary.miou, "pixel_accuracy": summary.pixel_accuracy}
-
-
-class InstanceScorer:
-    """COCO's mask AP.
-
-    Args:
-        processor: With Mask2Former's post-processing.
-    """
-
-    def __init__(self, processor: Any):
-        self.processor = processor
-        self.precision = MaskPrecision()
-
-    def add(self, outputs: Any, sample: SegmentationSample) -> None:
-        size = sample.void.shape
-        (found,) = self.processor.post_process_instance_segmentation(
-            outputs, threshold=0.0, target_sizes=[size], return_binary_maps=True
-        )
-        segments = found["segments_info"]
-        masks = found["segmentation"].bool().cpu().numpy() if segments else np.zeros((0, *size), bool)
-        labels, scores = (np.array([segment[name] for segment in segments]) for name in ("label_id", "score"))
-        self.precision.add(masks, labels, scores, sample.masks, sample.labels, sample.crowd)
-
-    def scores(self) -> dict[str, float]:
-        return self.precision.compute()
-
-
-class StrictPanopticQuality(PanopticQuality):
-    """PQ, SQ and RQ as COCO's panopticapi has them, where pixels may be predicted to be nothing.
-
-    torchmetrics forgives a true segment that is mostly predicted to be nothing; a label of its own for nothing, left out of
-    the means, makes it count as missed.
-
-    Args:
-        things: Labels whose objects are counted one by one.
-        stuff: The other labels.
-
-    Attributes:
-        nothing: The label of predicted pixels without one.
-    """
-
-    def __init__(self, things: Collection[int], stuff: Collection[int]):
-        self.nothing = len(things) + len(stuff)
-        super().__init__(set(things), {*stuff, self.nothing})
-
-    def compute(self) -> torch.Tensor:
-        """Means over the labels that some true or predicted segment has, (3,), from 0 to 1; nan if none has."""
-        right, wrong, missed = (one[:-1].double() for one in (self.true_positives, self.false_positives, self.false_negatives))
-        present = right + wrong + missed > 0
-        right, wrong, missed, iou = right[present], wrong[present], missed[present], self.iou_sum[:-1][present]
-        segmentation = iou / right.clamp(min=1)
-        recognition = right / (right + wrong / 2 + missed / 2)
-        return torch.stack([segmentation * recognition, segmentation, recognition]).mean(dim=1)
-
-
-class PanopticScorer:
-    """PQ, and mIoU of the same model read semantically.
-
-    Args:
-        processor: With Mask2Former's post-processing.
-        data: Tells which labels are things.
-        device: Where pixels are counted.
-    """
-
-    def __init__(self, processor: Any, data: SegmentationData, device: torch.device):
-        self.stuff = set(data.id2label) - data.thing_labels
-        self.quality = StrictPanopticQuality(data.thing_labels, self.stuff)
-        self.semantic = SemanticScorer(processor, len(data.id2label), device)
-
-    def add(self, outputs: Any, sample: SegmentationSample) -> None:
-        (classes,), (masks,) = outputs.class_queries_logits, outputs.masks_queries_logits
-        segments, label_of = panoptic_segments(classes, masks, sample.void.shape, self.stuff)
-        segments = segments.cpu()  # (height, width)
-        predicted = torch.stack([torch.full_like(segments, self.quality.nothing), segments], dim=-1)  # (height, width, 2)
-        for number, label in label_of.items():
-            predicted[..., 0][segments == number] = label
-        true = torch.full_like(predicted, self.quality.nothing + 1)  # unknown to the metric, so void
-        for number, (mask, label, crowd) in enumerate(zip(sample.masks, sample.labels, sample.crowd, strict=True)):
-            if not crowd:
-                true[torch.from_numpy(mask)] = torch.tensor([int(label), number])
-        self.quality.update(predicted[None], true[None])
-        self.semantic.add(outputs, sample)
-
-    def scores(self) -> dict[str, float]:
-        quality = 100 * self.quality.compute()
-        return {**dict(zip(("pq", "sq", "rq"), quality.tolist(), strict=True)), **self.semantic.scores()}
-
-
-def label_map(sample: SegmentationSample) -> np.ndarray:
-    """The label of each pixel, (height, width) int64; `IGNORED` for void ones, crowds and those of no segment."""
-    labels = np.full(sample.void.shape, IGNORED, np.int64)
-    for mask, label, crowd in zip(sample.masks, sample.labels, sample.crowd, strict=True):
-        labels[mask] = IGNORED if crowd else label
-    labels[sample.void] = IGNORED
-    return labels
-
-
 @torch.no_grad()
 def score_segmentation(
     model: PreTrainedModel,
@@ -227,11 +96,7 @@ def score_segmentation(
     """
     check_labels(model.config.id2label or {}, data)
     state = PartialState()
-    scorer: Scorer
-    if data.task == "semantic":
-        scorer = SemanticScorer(processor, len(data.id2label), model.device)
-    else:
-        scorer = InstanceScorer(processor) if data.task == "instance" else PanopticScorer(processor, data, model.device)
+    scorer = scorer_for(data, processor, model.device)
     was_training = model.training
     model.eval()
     own = range(len(data) if limit is None else min(limit, len(data)))[state.process_index :: state.num_processes]

@@ -11,13 +11,13 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # or a foreign `training` could win over this one
 
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import NamedTuple
 
 import torch
 import transformers
 from accelerate import Accelerator
-from accelerate.utils import gather_object, set_seed
+from accelerate.utils import set_seed
 from huggingface_hub.errors import StrictDataclassError
 from transformers import Mask2FormerImageProcessor
 
@@ -31,9 +31,6 @@ from training.curves import draw_curves
 from training.export import training_record
 from training.finetune_arguments import parse
 from training.finetune_settings import (
-    FinetuneSettings,
-    SegmentationDataSettings,
-    SegmentationModelSettings,
     SegmentationSettings,
 )
 from training.hand_over import check_push, push
@@ -42,45 +39,14 @@ from training.launch import choose_attention, start_accelerator
 from training.layer_decay import build_layer_decay_optimizer, set_learning_rate
 from training.preemption import AGREEMENT_STEPS, EXIT_CODE, StopSignals, shielded
 from training.progress import Progress
-from training.resume import ACCELERATION, BOOKKEEPING, find_checkpoint, generator_states, restore_generators, write_checkpoint
 from training.run_settings import flat
 from training.schedules import segmentation_learning_rate
 from training.segmentation_batches import SegmentBatch
 from training.segmentation_export import build_segmentation_processor, evaluation_arguments, export_segmentation
 from training.segmentation_sources import open_split, training_batches
+from training.segmentation_state import SegmentationRun, find_state, restore, save_checkpoint, unwrapped
 from training.source_rows import UnreadableImagesError
 from training.trackers import check_trackers, start_trackers
-
-KIND = "fine-tuning for segmentation"  # of its checkpoints
-# Settings that a run may change when it goes on from a checkpoint.
-MAY_CHANGE = (
-    *BOOKKEEPING,
-    *ACCELERATION,
-    "backbone",  # the checkpoint holds what became of it
-    "backbone_revision",
-    "num_workers",
-    "eval_split",
-    "eval_steps",
-    "eval_images",
-    "test_shortest_edge",
-    "test_longest_edge",
-)
-
-
-@dataclass
-class SegmentationRun:
-    """Everything that a step reads and changes."""
-
-    accelerator: Accelerator
-    model: torch.nn.Module
-    optimizer: torch.optim.Optimizer
-    processor: Mask2FormerImageProcessor
-    settings: SegmentationSettings
-    step: int = 0
-    seconds: float = 0.0  # spent in steps, over all sittings
-    broken_images: int = 0  # that this rank has skipped, over all sittings
-    skipped_steps: int = 0  # whose gradient was not finite, over all sittings
-    replaces: bool = True  # its first checkpoint takes the place of all that a run before has left
 
 
 class SegmentationFigures(NamedTuple):
@@ -293,58 +259,6 @@ def write_line(run: SegmentationRun, progress: Progress, figures: SegmentationFi
     }
     steps, rate = run.settings.training.steps, entry["images_per_s"]
     progress.show(run, entry, f"step {run.step}/{steps}  loss {entry['loss']:.3f}  {rate:.1f} images/s")
-
-
-def unwrapped(run: SegmentationRun) -> RatsForUniversalSegmentation:
-    return run.accelerator.unwrap_model(run.model)
-
-
-def save_checkpoint(run: SegmentationRun, output: Path) -> None:
-    """Every rank sends the state of its generators; the main process writes.
-
-    Raises:
-        SystemExit: On all ranks, if it cannot be written.
-    """
-    ranks = gather_object([{"broken_images": run.broken_images, **generator_states()}])
-    scaler = run.accelerator.scaler
-    state = {
-        "kind": KIND,
-        "step": run.step,
-        "seconds": run.seconds,
-        "skipped_steps": run.skipped_steps,
-        "model": unwrapped(run).state_dict(),
-        "optimizer": run.optimizer.state_dict(),
-        "scaler": scaler.state_dict() if scaler else None,
-        "lasting_settings": lasting_settings(run),
-        "ranks": ranks,
-    }
-    write_checkpoint(run.accelerator, run.settings.training, output, state, replaces=run.replaces)
-    run.replaces = False
-
-
-def lasting_settings(run: SegmentationRun) -> dict:
-    """What a resumed run must share with the run that it goes on from."""
-    lasting = {name: value for name, value in flat(run.settings).items() if name not in MAY_CHANGE}
-    return lasting | {"processes": run.accelerator.num_processes}
-
-
-def find_state(run: SegmentationRun, output: Path) -> dict | None:
-    """What the checkpoint that the settings name holds; errors as `training.resume.find_checkpoint`."""
-    defaults = flat(SegmentationSettings(SegmentationModelSettings(), SegmentationDataSettings(), FinetuneSettings()))
-    training = run.settings.training
-    return find_checkpoint(run.accelerator, training, output, KIND, lasting_settings(run), defaults)
-
-
-def restore(run: SegmentationRun, state: dict) -> None:
-    """Brings the run to where `save_checkpoint` saw it."""
-    unwrapped(run).load_state_dict(state["model"])
-    run.optimizer.load_state_dict(state["optimizer"])
-    if run.accelerator.scaler and state.get("scaler"):
-        run.accelerator.scaler.load_state_dict(state["scaler"])
-    run.step, run.seconds, run.skipped_steps, run.replaces = state["step"], state["seconds"], state["skipped_steps"], False
-    own = state["ranks"][run.accelerator.process_index]
-    run.broken_images = own["broken_images"]
-    restore_generators(own)
 
 
 if __name__ == "__main__":

@@ -1,10 +1,9 @@
-"""Scores of labelled masks: against outputs whose scores are known by hand, with crowds and void pixels, over processes."""
+"""Models of labelled masks scored: on the command line, over processes, and what cannot be scored."""
 
 import json
 import os
 import subprocess
 import sys
-from types import SimpleNamespace
 
 import datasets
 import numpy as np
@@ -16,11 +15,10 @@ from transformers import Mask2FormerImageProcessor
 from evaluation import universal_segmentation
 from evaluation.segmentation_data import SegmentationData, SegmentationSample
 from evaluation.segments import LabelSpace, Segments
-from evaluation.universal_segmentation import InstanceScorer, PanopticScorer, SemanticScorer, label_map, score_segmentation
+from evaluation.universal_segmentation import score_segmentation
 from modeling_rats import RatsForUniversalSegmentation, RatsUniversalSegmentationConfig
 
 SIDE = 96
-CPU = torch.device("cpu")
 PROCESSOR = Mask2FormerImageProcessor(size={"shortest_edge": 32, "longest_edge": 64}, size_divisor=8)
 
 
@@ -35,18 +33,6 @@ def sample(masks, labels, crowd=None, void=None):
     void = np.zeros((SIDE, SIDE), bool) if void is None else void
     masks = np.array(masks).reshape(len(labels), SIDE, SIDE).astype(bool)
     return SegmentationSample(Image.new("RGB", (SIDE, SIDE)), masks, np.array(labels, np.int64), crowd, void)
-
-
-def outputs(masks, labels, num_labels, confidence=20.0):
-    """Of a model that is sure of these masks, and that all other queries are no object."""
-    queries = len(masks) + 2
-    classes = torch.zeros(1, queries, num_labels + 1)
-    classes[..., -1] = confidence
-    logits = torch.full((1, queries, SIDE, SIDE), -confidence)
-    for number, (mask, label) in enumerate(zip(masks, labels, strict=True)):
-        classes[0, number, -1], classes[0, number, label] = 0, confidence
-        logits[0, number][torch.from_numpy(mask)] = confidence
-    return SimpleNamespace(class_queries_logits=classes, masks_queries_logits=logits)
 
 
 def make_data(task, samples, names=("ground", "disc", "box"), things=(1, 2)):
@@ -65,132 +51,6 @@ def make_data(task, samples, names=("ground", "disc", "box"), things=(1, 2)):
 
 
 LEFT, RIGHT = box(0, 0, SIDE, 48), box(0, 48, SIDE, SIDE)
-
-
-# Semantic
-
-
-def test_a_perfect_semantic_model_has_all():
-    scorer = SemanticScorer(PROCESSOR, 2, CPU)
-    scorer.add(outputs([LEFT, RIGHT], [0, 1], 2), sample([LEFT, RIGHT], [0, 1]))
-    assert scorer.scores() == pytest.approx({"miou": 100, "pixel_accuracy": 100})
-
-
-def test_miou_is_over_the_pixels_of_all_images():
-    scorer = SemanticScorer(PROCESSOR, 3, CPU)
-    scorer.add(outputs([LEFT, RIGHT], [0, 1], 3), sample([LEFT, RIGHT], [0, 1]))
-    scorer.add(outputs([LEFT | RIGHT], [0], 3), sample([LEFT | RIGHT], [1]))
-    # Label 0: half an image of a half and a whole one; label 1: half an image of one and a half; label 2 never occurs.
-    assert scorer.scores()["miou"] == pytest.approx(100 * (1 / 3 + 1 / 3) / 2)
-    assert scorer.scores()["pixel_accuracy"] == pytest.approx(50)
-
-
-def test_void_pixels_and_crowds_do_not_count_semantically():
-    wrong_where_void = outputs([LEFT, RIGHT], [0, 1], 2)
-    scorer = SemanticScorer(PROCESSOR, 2, CPU)
-    scorer.add(wrong_where_void, sample([LEFT], [0], void=RIGHT))
-    scorer.add(wrong_where_void, sample([LEFT, RIGHT], [0, 0], crowd=[False, True]))
-    assert scorer.scores()["miou"] == pytest.approx(100)
-    assert (label_map(sample([LEFT], [0], void=RIGHT))[:, 48:] == -1).all()
-
-
-def test_nothing_to_score_is_told():
-    scorer = SemanticScorer(PROCESSOR, 2, CPU)
-    scorer.add(outputs([LEFT], [0], 2), sample([], [], void=LEFT | RIGHT))
-    with pytest.raises(ValueError, match="All pixels are ignored"):
-        scorer.scores()
-
-
-# Instance
-
-
-def test_a_perfect_instance_model_has_all_and_overlaps_count():
-    masks = [box(0, 0, 60, 60), box(30, 30, 90, 90)]
-    scorer = InstanceScorer(PROCESSOR)
-    scorer.add(outputs(masks, [0, 1], 2), sample(masks, [0, 1]))
-    scores = scorer.scores()
-    assert min(scores["ap"], scores["ap50"], scores["ap75"], scores["ap_medium"]) == pytest.approx(100, abs=0.1)
-    assert "ap_large" not in scores  # there is no object above 96 x 96 pixels
-
-
-def test_ap50_takes_what_ap75_does_not():
-    scorer = InstanceScorer(PROCESSOR)
-    scorer.add(outputs([box(0, 0, 60, 60)], [0], 1), sample([box(0, 0, 60, 96)], [0]))  # IoU 0.625
-    scores = scorer.scores()
-    assert scores["ap50"] == pytest.approx(100, abs=0.1) and scores["ap75"] == pytest.approx(0, abs=0.1)
-    assert scores["ap"] == pytest.approx(30, abs=0.1)  # at the thresholds 0.50, 0.55 and 0.60 of ten
-
-
-def test_crowds_are_neither_asked_for_nor_punished():
-    masks = [box(0, 0, 40, 40), box(50, 50, 90, 90)]
-    scorer = InstanceScorer(PROCESSOR)
-    scorer.add(outputs(masks, [0, 0], 1), sample(masks, [0, 0], crowd=[False, True]))
-    assert scorer.scores()["ap"] == pytest.approx(100, abs=0.1)
-    missing = InstanceScorer(PROCESSOR)
-    missing.add(outputs(masks[:1], [0], 1), sample(masks, [0, 0], crowd=[False, True]))
-    assert missing.scores()["ap"] == pytest.approx(100, abs=0.1)
-
-
-def test_an_image_without_objects_takes_found_ones_as_wrong():
-    one = box(0, 0, 40, 40)
-    scorer = InstanceScorer(PROCESSOR)
-    scorer.add(outputs([one], [0], 1, confidence=3.0), sample([one], [0]))
-    scorer.add(outputs([one], [0], 1), sample([], []))  # more certain than the right one
-    assert scorer.scores()["ap"] == pytest.approx(50, abs=1)
-
-
-def test_a_missed_object_and_a_split_without_any():
-    scorer = InstanceScorer(PROCESSOR)
-    scorer.add(outputs([], [], 1), sample([box(0, 0, 40, 40)], [0]))
-    assert scorer.scores()["ap"] == 0
-    empty = InstanceScorer(PROCESSOR)
-    empty.add(outputs([], [], 1), sample([], []))
-    with pytest.raises(ValueError, match="No image has an object"):
-        empty.scores()
-
-
-# Panoptic
-
-
-def test_pq_is_what_its_definition_gives():
-    data = make_data("panoptic", [])
-    scorer = PanopticScorer(PROCESSOR, data, CPU)
-    ground, disc, other = box(0, 0, 48, SIDE), box(48, 0, SIDE, 48), box(48, 48, SIDE, SIDE)
-    # The ground is found, the disc to two thirds, the box taken for another disc.
-    found = [ground, box(48, 0, 80, 48), other]
-    scorer.add(outputs(found, [0, 1, 1], 3), sample([ground, disc, other], [0, 1, 2]))
-    scores = scorer.scores()
-    pq_disc = (2 / 3) / (1 + 0.5)  # one right, one wrongly found
-    assert scores["pq"] == pytest.approx(100 * (1 + pq_disc + 0) / 3, abs=0.5)
-    assert scores["sq"] == pytest.approx(100 * (1 + 2 / 3 + 0) / 3, abs=0.5)
-    assert scores["rq"] == pytest.approx(100 * (1 + 1 / 1.5 + 0) / 3, abs=0.5)
-    assert 0 < scores["miou"] < 100
-
-
-def test_pq_forgives_what_is_found_in_void_and_crowds():
-    data = make_data("panoptic", [])
-    for void, crowd in ((RIGHT, None), (None, [False, True])):
-        scorer = PanopticScorer(PROCESSOR, data, CPU)
-        masks, labels = ([LEFT], [0]) if crowd is None else ([LEFT, RIGHT], [0, 1])
-        scorer.add(outputs([LEFT, RIGHT], [0, 2], 3), sample(masks, labels, crowd=crowd, void=void))
-        assert scorer.scores()["pq"] == pytest.approx(100)
-
-
-def test_what_is_not_found_is_missed_by_pq():
-    data = make_data("panoptic", [])
-    scorer = PanopticScorer(PROCESSOR, data, CPU)
-    scorer.add(outputs([LEFT], [0], 3), sample([LEFT, RIGHT], [0, 1]))  # the right half is predicted to be nothing
-    assert scorer.scores()["pq"] == pytest.approx(50) and scorer.scores()["rq"] == pytest.approx(50)
-
-
-def test_stuff_in_two_pieces_is_one_segment():
-    data = make_data("panoptic", [])
-    scorer = PanopticScorer(PROCESSOR, data, CPU)
-    scorer.add(outputs([LEFT, RIGHT], [0, 0], 3), sample([LEFT | RIGHT], [0]))
-    assert scorer.scores()["pq"] == pytest.approx(100)
-
-
-# Whole models
 
 
 @pytest.fixture(scope="module")
