@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torchmetrics.detection import PanopticQuality
 
+from evaluation.mask_inference import instance_segments, panoptic_segments, semantic_map
 from evaluation.mask_precision import MaskPrecision
-from evaluation.panoptic_inference import panoptic_segments
 from evaluation.segmentation_data import SegmentationData, SegmentationSample
 from evaluation.segmentation_heads import IGNORED
 from evaluation.segmentation_scores import SegmentationScores
@@ -29,19 +29,18 @@ class SemanticScorer:
     """mIoU and pixel accuracy.
 
     Args:
-        processor: With Mask2Former's post-processing.
         num_labels: How many labels there are.
         device: Where the pixels are counted.
     """
 
-    def __init__(self, processor: Any, num_labels: int, device: torch.device):
-        self.processor = processor
+    def __init__(self, num_labels: int, device: torch.device):
         # Two classes at least, as torchmetrics has it; one that never occurs is left out of the mean.
         self.num_classes = max(num_labels, 2)
         self.counts = SegmentationScores(self.num_classes, device)
 
     def add(self, outputs: Any, sample: SegmentationSample) -> None:
-        (predicted,) = self.processor.post_process_semantic_segmentation(outputs, target_sizes=[sample.void.shape])
+        (classes,), (masks,) = outputs.class_queries_logits, outputs.masks_queries_logits
+        predicted = semantic_map(classes, masks, sample.void.shape)
         self.counts.add(predicted, torch.from_numpy(label_map(sample)).to(predicted.device))
 
     def scores(self) -> dict[str, float]:
@@ -50,25 +49,15 @@ class SemanticScorer:
 
 
 class InstanceScorer:
-    """COCO's mask AP.
+    """COCO's mask AP."""
 
-    Args:
-        processor: With Mask2Former's post-processing.
-    """
-
-    def __init__(self, processor: Any):
-        self.processor = processor
+    def __init__(self) -> None:
         self.precision = MaskPrecision()
 
     def add(self, outputs: Any, sample: SegmentationSample) -> None:
-        size = sample.void.shape
-        (found,) = self.processor.post_process_instance_segmentation(
-            outputs, threshold=0.0, target_sizes=[size], return_binary_maps=True
-        )
-        segments = found["segments_info"]
-        masks = found["segmentation"].bool().cpu().numpy() if segments else np.zeros((0, *size), bool)
-        labels, scores = (np.array([segment[name] for segment in segments]) for name in ("label_id", "score"))
-        self.precision.add(masks, labels, scores, sample.masks, sample.labels, sample.crowd)
+        (classes,), (masks,) = outputs.class_queries_logits, outputs.masks_queries_logits
+        found, labels, scores = (one.cpu().numpy() for one in instance_segments(classes, masks, sample.void.shape))
+        self.precision.add(found, labels, scores, sample.masks, sample.labels, sample.crowd)
 
     def scores(self) -> dict[str, float]:
         return self.precision.compute()
@@ -106,27 +95,25 @@ class PanopticScorer:
     """PQ, and mIoU of the same model read semantically.
 
     Args:
-        processor: With Mask2Former's post-processing.
         data: Tells which labels are things.
         device: Where pixels are counted.
     """
 
-    def __init__(self, processor: Any, data: SegmentationData, device: torch.device):
+    def __init__(self, data: SegmentationData, device: torch.device):
         self.stuff = set(data.id2label) - data.thing_labels
-        self.quality = StrictPanopticQuality(data.thing_labels, self.stuff)
-        self.semantic = SemanticScorer(processor, len(data.id2label), device)
+        self.quality = StrictPanopticQuality(data.thing_labels, self.stuff).to(device)
+        self.semantic = SemanticScorer(len(data.id2label), device)
 
     def add(self, outputs: Any, sample: SegmentationSample) -> None:
         (classes,), (masks,) = outputs.class_queries_logits, outputs.masks_queries_logits
         segments, label_of = panoptic_segments(classes, masks, sample.void.shape, self.stuff)
-        segments = segments.cpu()  # (height, width)
         predicted = torch.stack([torch.full_like(segments, self.quality.nothing), segments], dim=-1)  # (height, width, 2)
         for number, label in label_of.items():
             predicted[..., 0][segments == number] = label
         true = torch.full_like(predicted, self.quality.nothing + 1)  # unknown to the metric, so void
         for number, (mask, label, crowd) in enumerate(zip(sample.masks, sample.labels, sample.crowd, strict=True)):
             if not crowd:
-                true[torch.from_numpy(mask)] = torch.tensor([int(label), number])
+                true[torch.from_numpy(mask).to(true.device)] = true.new_tensor([int(label), number])
         self.quality.update(predicted[None], true[None])
         self.semantic.add(outputs, sample)
 
@@ -144,14 +131,13 @@ def label_map(sample: SegmentationSample) -> np.ndarray:
     return labels
 
 
-def scorer_for(data: SegmentationData, processor: Any, device: torch.device) -> Scorer:
+def scorer_for(data: SegmentationData, device: torch.device) -> Scorer:
     """The scorer of a data set's task.
 
     Args:
         data: The images.
-        processor: With Mask2Former's post-processing.
         device: Where pixels are counted.
     """
     if data.task == "semantic":
-        return SemanticScorer(processor, len(data.id2label), device)
-    return InstanceScorer(processor) if data.task == "instance" else PanopticScorer(processor, data, device)
+        return SemanticScorer(len(data.id2label), device)
+    return InstanceScorer() if data.task == "instance" else PanopticScorer(data, device)

@@ -2,7 +2,7 @@
 
     python -m evaluation.universal_segmentation --model FOLDER_OR_ID --dataset NAME_OR_FOLDER --task semantic --output JSON
 
-For a `RatsForUniversalSegmentation`, or any of transformers' models with Mask2Former's processor and outputs. Under
+For a `RatsForUniversalSegmentation`, or any of transformers' models with Mask2Former's outputs. Under
 `accelerate launch` each process takes its share of the images.
 
 Q queries  S segments; pixels are height, width
@@ -21,11 +21,12 @@ from accelerate import PartialState
 from accelerate.utils import gather_object
 from tqdm.auto import tqdm
 from transformers import AutoImageProcessor, AutoModelForUniversalSegmentation, PreTrainedModel
+from transformers.hf_argparser import string_to_bool
 from transformers.utils.logging import disable_progress_bar
 
 import modeling_rats  # noqa: F401  # registers RATS with the Auto classes
+from evaluation.mask_inference import OVERLAP_THRESHOLD, THRESHOLD
 from evaluation.mask_scorers import scorer_for
-from evaluation.panoptic_inference import OVERLAP_THRESHOLD, THRESHOLD
 from evaluation.records import (
     describe_run,
     fingerprint_of_arrays,
@@ -39,12 +40,12 @@ from evaluation.segmentation_data import SegmentationData, Task, open_segmentati
 from evaluation.synthetic_parts import rendering_of
 
 PROTOCOL = (
-    "Each image alone, resized by the model's own processor; outputs are read at the true masks' size, by its post-processing "
-    "unless said otherwise. "
+    "Each image alone, resized by the model's own processor; outputs are read at the true masks' size, as Mask2Former does. "
     "Semantic: mIoU and pixel accuracy from one confusion matrix over all pixels of all images; labels that no true or "
-    "predicted pixel has are left out of the mean; void pixels do not count. Instance: COCO's mask AP (pycocotools) over all "
-    "queries, at most 100 an image; crowds neither count nor punish. Panoptic: PQ, SQ and RQ, means over the labels that "
-    f"occur; segments as Mask2Former reads them, of probability above {THRESHOLD} and at least {OVERLAP_THRESHOLD} of them "
+    "predicted pixel has are left out of the mean; void pixels do not count. Instance: COCO's mask AP (pycocotools), at "
+    "most 100 masks an image; crowds neither count nor punish; sizes are counted in pixels. Panoptic: PQ, SQ and RQ, means "
+    "over the labels that "
+    f"occur; segments of probability above {THRESHOLD} and at least {OVERLAP_THRESHOLD} of them "
     "visible; crowds count as void. In percent."
 )
 # Of the configuration of a RATS; another model has those that it has.
@@ -85,7 +86,7 @@ def score_segmentation(
 
     Args:
         model: On the device of the rank; it is put into evaluation mode, and back.
-        processor: With Mask2Former's post-processing.
+        processor: Prepares the images.
         data: The images; their labels are those of the model.
         limit: The first so many images; all by default.
         quiet: No progress bar.
@@ -96,19 +97,25 @@ def score_segmentation(
     """
     check_labels(model.config.id2label or {}, data)
     state = PartialState()
-    scorer = scorer_for(data, processor, model.device)
+    scorer, problem = scorer_for(data, model.device), None
     was_training = model.training
     model.eval()
     own = range(len(data) if limit is None else min(limit, len(data)))[state.process_index :: state.num_processes]
     try:
-        for index in tqdm(own, "Scoring", unit="image", leave=False, disable=quiet or None):
+        hidden = quiet or not state.is_main_process or None
+        for index in tqdm(own, "Scoring", unit="image", leave=False, disable=hidden):
             sample = data[index]
             if fingerprints is not None:
                 fingerprints.append(fingerprint_of_arrays(*sample))
             inputs = processor(images=[sample.image], return_tensors="pt")
             scorer.add(model(inputs["pixel_values"].to(model.device)), sample)
+    except (OSError, ValueError) as error:
+        problem = error
     finally:
         model.train(was_training)
+    told = [message for message in gather_object([problem and str(problem)]) if message is not None]
+    if told:  # on all ranks, or the others would wait for this one's pixels
+        raise ValueError(told[0]) from problem
     return scorer.scores()
 
 
@@ -219,7 +226,14 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--segment_labels_column", help="column of the labels of a map's segments")
     parser.add_argument("--objects_column", help="column of COCO-like objects; default: objects")
     parser.add_argument("--ignore_label", type=int, help="stored label whose pixels do not count")
-    parser.add_argument("--reduce_labels", action="store_true", help="the stored 0 does not count, and 1 is the first label")
+    parser.add_argument(
+        "--reduce_labels",
+        type=string_to_bool,
+        nargs="?",
+        const=True,
+        default=False,
+        help="the stored 0 does not count, and 1 is the first label",
+    )
     parser.add_argument("--label_names", nargs="+", help="names of the labels, where the data set has none")
     parser.add_argument("--num_labels", type=int, help="number of the labels, where nothing names them")
     parser.add_argument("--thing_labels", nargs="+", type=int, help="labels whose objects are counted one by one")

@@ -257,7 +257,8 @@ class RatsUniversalSegmentationModel(RatsUniversalSegmentationPreTrainedModel):
         tokens = encode(self.encoder, pixel_values).last_hidden_state  # (B, tokens, D), after the final LayerNorm
         feature_map = to_feature_map(tokens, pixel_values, self.encoder.config)  # (B, D, rows, columns)
         pyramid = self.feature_pyramid(feature_map)
-        decoded = self.pixel_decoder(pyramid)
+        with maybe_autocast(feature_map.device.type, enabled=False):  # as Mask2Former: half precision cannot tell places apart
+            decoded = self.pixel_decoder([level.to(self.pixel_decoder.level_embed.dtype) for level in pyramid])
         offsets = None
         if self.query_projection is not None:
             offsets = self.query_projection(tokens[:, self.config.register_slice])  # (B, N, C)
@@ -284,7 +285,7 @@ class RatsUniversalSegmentationModel(RatsUniversalSegmentationPreTrainedModel):
 @auto_docstring(
     custom_intro="""
     RATS whose registers are the queries and whose upscaled patches are the pixel embeddings, without any decoder: EoMT's heads
-    (arXiv 2503.19108) on a backbone that has its queries from the first block.
+    (arXiv 2503.19108) on a backbone that has its queries from the first block. Departs from EoMT: no attention is masked.
     """
 )
 class RatsEncoderOnlyModel(RatsUniversalSegmentationPreTrainedModel):
@@ -352,13 +353,21 @@ class RatsForUniversalSegmentation(RatsUniversalSegmentationPreTrainedModel, Mas
         self.post_init()
 
     @classmethod
-    def from_backbone(cls, backbone: str | PathLike | PreTrainedModel, *, revision: str = "main", **fields: Any) -> Self:
+    def from_backbone(
+        cls,
+        backbone: str | PathLike | PreTrainedModel,
+        *,
+        revision: str = "main",
+        drop_path_rate: float | None = None,
+        **fields: Any,
+    ) -> Self:
         """A model on a pretrained backbone, everything else drawn anew: where fine-tuning starts.
 
         Args:
             backbone: A folder or Hub name, such as `"yangtiming/rats-vitb"` or `"facebook/dino-vits16"`, or a model, of which
                 the weights are taken over as they are. A head on it is left behind.
             revision: Branch, tag or commit on the Hub.
+            drop_path_rate: Stochastic depth of the backbone in training; its own when None.
             fields: Of the [`RatsUniversalSegmentationConfig`], such as `id2label={0: "road", 1: "car"}`.
 
         Raises:
@@ -367,9 +376,22 @@ class RatsForUniversalSegmentation(RatsUniversalSegmentationPreTrainedModel, Mas
         """
         if not isinstance(backbone, PreTrainedModel):
             backbone = load_encoder(backbone, revision)
-        model = cls(RatsUniversalSegmentationConfig(backbone_config=backbone.config.to_dict(), **fields))
+        config = backbone.config.to_dict()
+        if drop_path_rate is not None and (drop_path_rate or "drop_path_rate" in config):
+            if "drop_path_rate" not in config:
+                raise ValueError(
+                    f"drop_path_rate={drop_path_rate} was given, and a backbone of model_type={backbone.config.model_type!r} "
+                    "has no stochastic depth; leave it out."
+                )
+            config["drop_path_rate"] = drop_path_rate
+        model = cls(RatsUniversalSegmentationConfig(backbone_config=config, **fields))
         encoder = model.model.encoder
         weights = (backbone if isinstance(backbone, type(encoder)) else backbone.base_model).state_dict()
+        if missing := [name for name in encoder.state_dict() if name not in weights]:
+            raise ValueError(
+                f"the backbone, a {type(backbone).__name__}, lacks {len(missing)} weights (first: {missing[0]}), which would "
+                "be random; give a model that has them."
+            )
         encoder.load_state_dict({name: weights[name] for name in encoder.state_dict()})  # without a pooling layer
         return model
 
@@ -466,7 +488,7 @@ class RatsForUniversalSegmentation(RatsUniversalSegmentationPreTrainedModel, Mas
         with maybe_autocast(device.type, enabled=False):
             return super().get_loss_dict(
                 **last,
-                mask_labels=[masks.to(device, torch.float32) for masks in mask_labels],  # type: ignore[arg-type]
+                mask_labels=[masks.to(device, non_blocking=True).float() for masks in mask_labels],  # type: ignore[arg-type]
                 class_labels=[labels.to(device, torch.int64) for labels in class_labels],  # type: ignore[arg-type]
                 auxiliary_predictions=earlier,  # type: ignore[arg-type]
             )
@@ -491,7 +513,7 @@ class RatsForUniversalSegmentation(RatsUniversalSegmentationPreTrainedModel, Mas
                     f"image {image}: mask_labels of {tuple(masks.shape[1:])} px, and those of image 0 of "
                     f"{tuple(mask_labels[0].shape[1:])} px; the masks of a batch must have one size, as its images have."
                 )
-            if masks.numel() and masks.max() > 1:
+            if masks.dtype != torch.bool and masks.numel() and masks.max() > 1:
                 raise ValueError(f"image {image}: mask_labels must be 0 or 1, but reach {masks.max().item()}; use masks > 0.")
             if labels.is_floating_point():
                 raise ValueError(f"image {image}: class_labels of type {labels.dtype} must be integers, one a mask.")

@@ -1,11 +1,11 @@
 """Fills the settings of fine-tuning from a recipe and the command line, and checks them."""
 
-from dataclasses import fields
-
 from training.arguments import ReportError, check_ranges, fill
 from training.finetune_settings import SegmentationSettings
 from training.run_settings import flat
 
+NECESSARY = ("backbone", "dataset")
+AT_LEAST_ONE = ("crop_size", "test_shortest_edge", "test_longest_edge")
 AT_LEAST_ZERO = ("class_weight", "mask_weight", "dice_weight", "no_object_weight", "backbone_multiplier", "num_workers")
 
 
@@ -33,14 +33,15 @@ def _check(settings: SegmentationSettings, error: ReportError) -> None:
     """Ranges of settings and rules between them. What concerns the network alone, its configuration checks."""
     model, data, training = settings
     check_ranges(flat(settings), error)
-    for name in ("backbone", "dataset"):
-        if getattr(model if name == "backbone" else data, name) is None:
+    for name, value in flat(settings).items():
+        if name in NECESSARY and value is None:
             error(f"{name} is missing: name it in the recipe or with --{name}.")
-    for group in settings:
-        for setting in fields(group):
-            value = getattr(group, setting.name)
-            if setting.name in AT_LEAST_ZERO and value < 0:
-                error(f"{setting.name}={value} must be at least 0.")
+        if name in AT_LEAST_ZERO and value < 0:
+            error(f"{name}={value} must be at least 0.")
+        if name in AT_LEAST_ONE and value is not None and value < 1:
+            error(f"{name}={value} must be at least 1 px.")
+    if not 0 <= model.drop_path_rate < 1 or (model.freeze_backbone and model.drop_path_rate):
+        error(f"drop_path_rate={model.drop_path_rate} must be 0 <= rate < 1, and 0 with a frozen backbone.")
     if not 0 < training.layer_decay <= 1:
         error(f"layer_decay={training.layer_decay} must be above 0 and at most 1; 1 leaves all blocks alike.")
     if not 0 <= data.flip_probability <= 1:

@@ -2,7 +2,7 @@
 
     accelerate launch training/finetune_segmentation.py RECIPE [--setting value ...]
 
-`training/README.md` tells the rest.
+`docs/segmentation.md` tells the rest.
 """
 
 import sys
@@ -10,6 +10,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # or a foreign `training` could win over this one
 
+import math
 from contextlib import nullcontext
 from dataclasses import asdict
 from typing import NamedTuple
@@ -27,6 +28,7 @@ from evaluation.universal_segmentation import check_labels, score_segmentation
 from hub_cards.assets import Assets
 from hub_cards.card import write_card
 from modeling_rats import RatsForUniversalSegmentation
+from modeling_rats.configuration_rats import height_width
 from training.curves import draw_curves
 from training.export import training_record
 from training.finetune_arguments import parse
@@ -123,6 +125,7 @@ def build_run(
         model = RatsForUniversalSegmentation.from_backbone(
             of_model.backbone or "", revision=of_model.backbone_revision, id2label=train_data.id2label, **fields
         )
+        check_crop(settings.data.crop_size, model.config.backbone_config.patch_size)
     except StrictDataclassError as error:  # which wraps the reason
         raise ValueError(f"model settings: {error}") from error
     if test_data is not None:
@@ -140,6 +143,20 @@ def build_run(
     optimizer = build_layer_decay_optimizer(model, training)
     set_seed(training.seed, device_specific=True)  # points of the loss and drop path differ between ranks
     return SegmentationRun(accelerator, accelerator.prepare(model), optimizer, processor, settings)
+
+
+def check_crop(crop_size_px: int, patch_size: int | list[int]) -> None:
+    """
+    Raises:
+        ValueError: If a crop is no whole number of patches.
+    """
+    patch = math.lcm(*height_width(patch_size))
+    if crop_size_px % patch:
+        below = crop_size_px // patch * patch
+        raise ValueError(
+            f"crop_size={crop_size_px} must be a multiple of the backbone's patch, {patch} px; use {below or patch} or "
+            f"{below + patch}."
+        )
 
 
 def train(
@@ -172,7 +189,9 @@ def train(
         is_due = settings.eval_steps and run.step % settings.eval_steps == 0 and not ends
         if test_data is not None and is_due and not stops:
             with progress.paused():
-                now = score_segmentation(unwrapped(run), run.processor, test_data, settings.eval_images, settings.quiet)
+                # Images differ in size: each would be compiled for itself.
+                with torch.compiler.set_stance("force_eager" if settings.torch_compile else "default"):
+                    now = score_segmentation(unwrapped(run), run.processor, test_data, settings.eval_images, settings.quiet)
                 tell(run, now, scores, output)
         if stops:
             again = "the same command" if settings.resume == "auto" else "the same command with --resume auto"

@@ -19,6 +19,7 @@ class SegmentationModelSettings:
     )
     backbone_revision: str = field(default="main", metadata={"help": "Branch, tag or commit of the backbone on the Hub."})
     freeze_backbone: bool = field(default=False, metadata={"help": "Train the head alone."})
+    drop_path_rate: float = field(default=0.0, metadata={"help": "Stochastic depth of the backbone's last block."})
     segmentation_head: str = field(
         default="mask2former",
         metadata={

@@ -7,7 +7,7 @@ from modeling_rats import RatsForUniversalSegmentation
 from training.finetune_settings import FinetuneSettings
 
 # Beside norms and biases these are not decayed (Mask2Former's WEIGHT_DECAY_NORM and WEIGHT_DECAY_EMBED are 0).
-EMBEDDINGS = ("register_tokens", "cls_token", "mask_token", "position_embeddings", "level_embed")
+EMBEDDINGS = ("register_tokens", "cls_token", "mask_token", "position_embeddings")
 
 
 def build_layer_decay_optimizer(model: RatsForUniversalSegmentation, settings: FinetuneSettings) -> torch.optim.AdamW:
@@ -18,7 +18,7 @@ def build_layer_decay_optimizer(model: RatsForUniversalSegmentation, settings: F
     Mask2Former, whose biases are decayed.
 
     Args:
-        model: On its device, in DDP or not.
+        model: On its device, not in DDP.
         settings: Of the run.
     """
     embedded = {f"{name}.weight" for name, module in model.named_modules() if isinstance(module, nn.Embedding)}

@@ -32,7 +32,7 @@ BOOKKEEPING = (
 ACCELERATION = (
     "mixed_precision",
     "attn_implementation",
-    "gradient_accumulation_steps",  # gives the same gradients up to rounding and drop path
+    "gradient_accumulation_steps",  # of DINO gives the same gradients up to rounding and drop path
     "gradient_checkpointing",
     "torch_compile",
     "cpu_threads",

@@ -10,6 +10,7 @@ from evaluation.segmentation_data import SegmentationData, open_segmentation_dat
 from training.finetune_settings import SegmentationDataSettings, SegmentationSettings
 from training.segmentation_batches import SegmentBatch, StepBatches, TrainingSegments, collate
 from training.segmentation_transforms import TrainingTransform
+from training.source_rows import UnreadableImagesError
 
 
 def open_split(settings: SegmentationDataSettings, split: str) -> SegmentationData:
@@ -68,4 +69,12 @@ def training_batches(
         pin_memory=accelerator.device.type == "cuda",
         generator=torch.Generator(),  # or the loader would draw from the one that the losses' points come from
     )
-    return iter(loader)
+    return _without_tracebacks(iter(loader))  # whose processes start here, not at the first batch
+
+
+def _without_tracebacks(batches: Iterator[SegmentBatch]) -> Iterator[SegmentBatch]:
+    """A loader process' error is told as the text of its traceback, which ends in the message."""
+    try:
+        yield from batches
+    except (UnreadableImagesError, ValueError) as error:
+        raise type(error)(str(error).rpartition("Error: ")[2].strip() or str(error)) from error

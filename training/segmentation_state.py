@@ -23,8 +23,6 @@ KIND = "fine-tuning for segmentation"  # of its checkpoints
 MAY_CHANGE = (
     *BOOKKEEPING,
     *ACCELERATION,
-    "backbone",  # the checkpoint holds what became of it
-    "backbone_revision",
     "num_workers",
     "eval_split",
     "eval_steps",
@@ -51,7 +49,8 @@ class SegmentationRun:
 
 
 def unwrapped(run: SegmentationRun) -> RatsForUniversalSegmentation:
-    return run.accelerator.unwrap_model(run.model)
+    """The model alone, in float32 outside of `accelerator.autocast`."""
+    return run.accelerator.unwrap_model(run.model, keep_fp32_wrapper=False)
 
 
 def save_checkpoint(run: SegmentationRun, output: Path) -> None:

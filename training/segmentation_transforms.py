@@ -5,9 +5,10 @@
 | "scale_jitter" | `coco_instance_lsj`, `coco_panoptic_lsj`: flip, `ResizeScale` 0.1 to 2.0 x crop, `FixedSizeCrop` |
 | "shortest_edge", `color_distortion` | `mask_former_semantic`: `ResizeShortestEdge`, crop, `ColorAugSSDTransform`, flip |
 
-Both pad images with grey, 128, and masks with 0. Departs from Mask2Former in that a small image lies anywhere in its crop
-(v2.RandomCrop), not at its top left, and that colours are distorted after padding, that of the padding too. Masks are resized
-by nearest neighbour of pixel centres, as detectron2 does through PIL; plain "nearest" of torch shifts them against the image.
+Both pad images with grey, 128, and masks with 0. Departs from Mask2Former in that outlines become masks before they are scaled,
+that a small image lies anywhere in its crop (v2.RandomCrop), not at its top left, and that colours are distorted after padding,
+that of the padding too. Masks are resized by nearest neighbour of pixel centres, as detectron2 does through PIL; "nearest"
+of torch shifts them against the image.
 
 S segments
 """

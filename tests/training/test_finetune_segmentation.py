@@ -246,7 +246,7 @@ def test_a_frozen_backbone_stays_and_its_head_learns(make_arguments, backbone, t
         {"gradient_accumulation_steps": 2, "gradient_checkpointing": True},
         {"mixed_precision": "bf16"},
         {"resize": "scale_jitter", "scale_range": [0.1, 2.0], "color_distortion": True},
-        {"schedule": "multistep", "layer_decay": 0.5, "warmup_steps": 1},
+        {"schedule": "multistep", "layer_decay": 0.5, "warmup_steps": 1, "drop_path_rate": 0.5},
     ],
     ids=lambda overrides: "-".join(overrides),
 )
@@ -301,6 +301,8 @@ def test_a_step_is_the_same_on_two_processes_but_for_its_random_points(make_argu
         ({"layer_decay": 0}, "layer_decay=0.0 must be above 0"),
         ({"scale_range": [2.0, 0.5]}, "must be two rising scales"),
         ({"flip_probability": 2}, "must lie between 0 and 1"),
+        ({"drop_path_rate": 1}, "drop_path_rate=1.0 must be 0 <= rate < 1"),
+        ({"freeze_backbone": True, "drop_path_rate": 0.1}, "and 0 with a frozen backbone"),
         ({"class_weight": -1}, "class_weight=-1.0 must be at least 0"),
         ({"warmup_steps": STEPS}, "must be less than steps"),
         ({"tasks": "semantic"}, "unknown settings tasks"),
@@ -327,6 +329,7 @@ def test_a_recipe_is_needed(capsys):
         ({"dataset": "no/such/data"}, "no/such/data"),
         ({"train_split": "training"}, "training"),
         ({"num_queries": 3}, "num_queries=3 must be at least the backbone's 8 registers"),
+        ({"crop_size": 36}, "crop_size=36 must be a multiple of the backbone's patch, 8 px; use 32 or 40"),
         ({"feature_size": 20}, "feature_size=20 must be a positive multiple of 32"),
         ({"label_names": ["ground", "disc"]}, "2"),
         ({"batch_size": 3, "gradient_accumulation_steps": 2}, "batch_size=3 must be divisible by 2"),
@@ -336,6 +339,25 @@ def test_a_recipe_is_needed(capsys):
 def test_what_does_not_fit_together_ends_without_a_traceback(make_arguments, tmp_path, overrides, message):
     with pytest.raises(SystemExit, match=message):
         finetune_segmentation.main(make_arguments(tmp_path / "run", **overrides))
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_a_bad_annotation_ends_the_run_with_its_message_alone(make_arguments, images, tmp_path, num_workers):
+    folder = tmp_path / "images"
+    shutil.copytree(images, folder)
+    rows = datasets.load_dataset("parquet", data_files=str(folder / "train-00000-of-00001.parquet"), split="train")
+    rows = rows.cast_column("image", datasets.Image(decode=False)).map(lambda row: row | {"segment_labels": [0, 0, 9, 9, 9]})
+    rows.cast_column("image", datasets.Image()).to_parquet(folder / "train-00000-of-00001.parquet")
+    with pytest.raises(SystemExit, match=r"^The annotation of .* holds the labels 9; they must be 0 to 2") as ended:
+        finetune_segmentation.main(make_arguments(tmp_path / "run", dataset=str(folder), num_workers=num_workers))
+    assert "Traceback" not in str(ended.value)
+
+
+def test_another_backbone_does_not_go_on(make_arguments, finished, backbone, tmp_path):
+    shutil.copytree(backbone, tmp_path / "other")
+    shutil.copytree(finished, tmp_path / "run")
+    with pytest.raises(SystemExit, match="to go on these must stay the same"):
+        finetune_segmentation.main(make_arguments(tmp_path / "run", backbone=str(tmp_path / "other")))
 
 
 def test_a_checkpoint_of_another_run_is_refused(make_arguments, finished, tmp_path):

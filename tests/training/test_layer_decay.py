@@ -51,7 +51,7 @@ def test_every_trainable_parameter_is_in_one_group_with_its_own_rate_and_decay(m
         assert (id(parameter) in group_of) == parameter.requires_grad, name
         if parameter.requires_grad:
             assert group_of[id(parameter)]["lr"] == pytest.approx(1e-3 * scales[name]), name
-            embeds = any(part in name for part in ("queries_", "level_embed"))
+            embeds = any(part in name for part in ("queries_", "transformer_module.level_embed"))
             assert (group_of[id(parameter)]["weight_decay"] == 0) == (parameter.ndim < 2 or embeds), name
 
 

@@ -1,4 +1,4 @@
-"""Panoptic segments, and where they differ from those of transformers."""
+"""Segments from queries, and where they differ from those of transformers."""
 
 from types import SimpleNamespace
 
@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import Mask2FormerImageProcessor
 
-from evaluation.panoptic_inference import NOTHING, panoptic_segments
+from evaluation.mask_inference import NOTHING, instance_segments, panoptic_segments, semantic_map
 
 SIZE = (8, 8)
 SURE = 20.0
@@ -54,3 +54,19 @@ def test_any_size_comes_out(size):
     classes, masks = logits([columns(0, 4), columns(4, 8)], [1, 2])
     segments, labels = panoptic_segments(classes, masks, size, stuff=())
     assert segments.shape == size and segments[0, 0] == 1 and segments[0, -1] == 2 and len(labels) == 2
+
+
+def test_semantic_labels_add_up_over_queries():
+    classes, masks = logits([columns(0, 4), columns(0, 4), columns(4, 8)], [1, 2, 0])
+    classes[:2] = torch.tensor([[0.0, 1.0, 1.5, 0.0]])  # two queries lean towards label 2
+    assert semantic_map(classes, masks, (4, 4)).tolist() == [[2, 2, 0, 0]] * 4
+
+
+def test_instances_are_pairs_of_query_and_label_by_their_scores():
+    classes, masks = logits([columns(0, 4), columns(4, 8), columns(0, 0)], [1, 0, 0], num_labels=2)
+    found, labels, scores = instance_segments(classes, masks, SIZE)
+    assert sorted(labels[:2].tolist()) == [0, 1] and scores[:2].tolist() == pytest.approx([1, 1], abs=1e-3)
+    assert len(found) == 4 and scores[2:].max() < 1e-3  # two masks with two labels each; the empty mask is left out
+    assert all(
+        mask.equal(columns(0, 4) if label == 1 else columns(4, 8)) for mask, label in zip(found[:2], labels, strict=False)
+    )
