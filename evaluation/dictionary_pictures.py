@@ -10,7 +10,8 @@ from scipy.cluster.hierarchy import dendrogram, linkage
 
 from evaluation.part_samples import PartRow
 from modeling_rats import PartDictionary
-from modeling_rats.visualization import draw_similarity, grid, register_colors, side_by_side
+from modeling_rats.register_colors import register_colors
+from modeling_rats.visualization import draw_similarity, grid, side_by_side
 
 THUMBNAIL_PX = 96
 MARGIN = 0.5  # around a box, as a share of its longer side

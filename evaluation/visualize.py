@@ -10,22 +10,19 @@ import sys
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Any, get_args
+from typing import get_args
 
-import torch
 from PIL import Image
 from transformers.utils.logging import disable_progress_bar
 
 from evaluation.data_sets import decode_image, open_images
 from evaluation.segmenters import ImageBatch, load_rats, rats_segmenter
-from modeling_rats import RatsForPartSegmentation
 from modeling_rats.configuration_rats import PartSimilarity
 from modeling_rats.image_inputs_rats import rgb_image
-from modeling_rats.visualization import draw_part_map, draw_similarity, grid, register_colors, side_by_side
+from modeling_rats.image_parts import look
+from modeling_rats.visualization import draw_part_map, draw_registers, side_by_side
 
 GALLERY = "registers.png"
-THUMBNAIL_HEIGHT_PX = 96
-CLAIMS_NONE = -1.0  # of a register that claims no patch, as `similarities_to_claimed_patches` gives it
 
 
 def draw_part_maps(images: Iterable[tuple[str, Image.Image]], segment, folder: Path) -> list[Path]:
@@ -46,48 +43,6 @@ def draw_part_maps(images: Iterable[tuple[str, Image.Image]], segment, folder: P
         paths.append(folder / f"{name}.png")
         side_by_side([image, draw_part_map(image, label_map)], captions=["image", "parts"]).save(paths[-1])
     return paths
-
-
-def draw_registers(
-    images: Sequence[Image.Image], similarities: Sequence[torch.Tensor], registers: Sequence[int]
-) -> Image.Image:
-    """Draws where each register is similar to each image's patches: does it mean the same part everywhere?
-
-    Args:
-        images: RGB; they make the first row.
-        similarities: Of each image, (N, rows, columns).
-        registers: Those to draw, a row each. A register's colour begins at its mean over all images and is strongest at its
-            maximum over them, so what is bright in one image is as similar as what is bright in another. Images in which it
-            claims no patch do not count, and stay dark.
-
-    Returns:
-        The RGB picture.
-    """
-    thumbnails = [
-        image.resize((max(1, image.width * THUMBNAIL_HEIGHT_PX // image.height), THUMBNAIL_HEIGHT_PX)) for image in images
-    ]
-    colors = register_colors(len(similarities[0]))
-    rows = [side_by_side(thumbnails, captions=["image", *[""] * (len(images) - 1)])]
-    for register in registers:
-        maps = [of_image[register] for of_image in similarities]  # (rows, columns) each
-        counted = torch.cat([one.flatten() for one in maps if (one > CLAIMS_NONE).any()] or [torch.zeros(1)])
-        low, high = counted.mean().item(), counted.max().item()
-        drawn = [
-            draw_similarity(image, one, colors[register].tolist(), low, max(high, low + 1e-6))
-            for image, one in zip(thumbnails, maps, strict=True)
-        ]
-        rows.append(side_by_side(drawn, captions=[f"register {register}", *[""] * (len(images) - 1)]))
-    return grid(rows, columns=1)
-
-
-@torch.inference_mode()
-def similarities_of(
-    image: Image.Image, model: RatsForPartSegmentation, processor: Any, image_size_px: int | None = None
-) -> torch.Tensor:
-    """The similarities of one RGB image, (N, rows, columns), at `image_size_px` squared or the processor's own size."""
-    size = {} if image_size_px is None else {"size": {"height": image_size_px, "width": image_size_px}}
-    inputs = processor(images=image, return_tensors="pt", **size)
-    return model(inputs["pixel_values"].to(model.device)).similarities[0].cpu()
 
 
 def main(arguments: Sequence[str] | None = None) -> list[Path]:
@@ -146,7 +101,8 @@ def run(arguments: Sequence[str] | None = None) -> list[Path]:
     named = list(images)
     paths = draw_part_maps(named, segment, given.output)
     if given.registers is not None and named:
-        similarities = [similarities_of(image, model, processor, given.image_size) for _, image in named]
+        size = {} if given.image_size is None else {"size": {"height": given.image_size, "width": given.image_size}}
+        similarities = [look(image, model, processor, **size).similarities for _, image in named]
         gallery = draw_registers([image for _, image in named], similarities, given.registers or registers)
         gallery.save(given.output / GALLERY)
         paths.append(given.output / GALLERY)

@@ -33,7 +33,7 @@ MAX_SEGMENTED_PX = 1333  # of a side at which queries get their masks, each of t
 DICTIONARY = "dictionary"  # folder of the repository
 PARTS, SEGMENTS = "part-segmentation", "image-segmentation"  # pipelines
 PARAMETERS = {
-    PARTS: ("size", "threshold", "mask_threshold", "merge_threshold", "min_area", "upsample_similarities"),
+    PARTS: ("size", "threshold", "mask_threshold", "merge_threshold", "max_parts", "min_area", "upsample_similarities"),
     SEGMENTS: ("subtask", "threshold", "mask_threshold", "overlap_mask_area_threshold"),
 }
 

@@ -153,13 +153,15 @@ class RatsImageProcessorMixin(BaseImageProcessor):
         threshold: float | None = None,
         mask_threshold: float | None = None,
         merge_threshold: float | None = None,
+        max_parts: int | None = None,
         min_area: int = 0,
         upsample_similarities: bool = False,
     ) -> list[dict]:
         """Part maps of [`RatsForPartSegmentation`] outputs: each patch goes to its most similar register.
 
         That is the paper's rule and the default. The options apply in this order, so that all of their promises hold of
-        the result: `merge_threshold`, assignment of patches or pixels, `mask_threshold`, `min_area`, `threshold`.
+        the result: `merge_threshold`, assignment of patches or pixels, `mask_threshold`, `max_parts` and
+        `min_area`, `threshold`.
 
         Args:
             outputs: `RatsPartSegmentationOutput` with `similarities`, (batch_size, num_registers, rows, columns).
@@ -171,6 +173,7 @@ class RatsImageProcessorMixin(BaseImageProcessor):
                 part. Of the registers that won patches, from the most patches won to the fewest (ties: the lower index
                 first), each joins the first kept one with which it does, or is kept; it is compared with kept ones alone,
                 so nothing chains. The part bears the index of the kept one. In [-1, 1].
+            max_parts: Only so many parts stay, the largest; the others give their pixels to the most similar of these.
             min_area: A part of fewer pixels gives them to the most similar of the registers whose parts are large enough
                 (whose scores then count them), or if there is none to no part. In pixels of the map.
             upsample_similarities: Upsample the similarities bilinearly to the target size and assign pixels, which gives
@@ -186,7 +189,7 @@ class RatsImageProcessorMixin(BaseImageProcessor):
 
         Raises:
             ValueError: If the outputs have no similarities, the target sizes are not a pair of positive integers for each
-                image, a threshold is out of range, or `min_area` is negative.
+                image, a threshold is out of range, `max_parts` is less than 1, or `min_area` is negative.
         """
         similarities = _maps(outputs, "similarities")
         for name, value in {
@@ -198,6 +201,8 @@ class RatsImageProcessorMixin(BaseImageProcessor):
                 raise ValueError(f"{name}={value} must lie in [-1, 1], as cosines and correlations do; None leaves it out.")
         if min_area < 0:
             raise ValueError(f"min_area={min_area} must be 0 or more pixels; 0 keeps parts of any size.")
+        if max_parts is not None and max_parts < 1:
+            raise ValueError(f"max_parts={max_parts} must be at least 1 part; None keeps all.")
         register_heads = getattr(outputs, "register_heads", None)
         results = []
         for index, size in enumerate(_checked_sizes(target_sizes, len(similarities))):
@@ -207,6 +212,7 @@ class RatsImageProcessorMixin(BaseImageProcessor):
                 threshold=threshold,
                 mask_threshold=mask_threshold,
                 merge_threshold=merge_threshold,
+                max_parts=max_parts,
                 min_area=min_area,
                 upsample_similarities=upsample_similarities,
                 register_heads=None if register_heads is None else register_heads[index],

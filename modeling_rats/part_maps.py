@@ -96,6 +96,7 @@ def segment_parts(
     threshold: float | None = None,
     mask_threshold: float | None = None,
     merge_threshold: float | None = None,
+    max_parts: int | None = None,
     min_area: int = 0,
     upsample_similarities: bool = False,
     register_heads: torch.Tensor | None = None,
@@ -103,9 +104,10 @@ def segment_parts(
     """The parts of one image: `part_map` and what each part covers, with options that merge, shrink and drop parts.
 
     The steps, in this order: merge (`merge_threshold`); each patch to its most similar register; unlike patches to no part
-    (`mask_threshold`); small parts to others (`min_area`); weak parts to none (`threshold`). So what remains keeps every
-    promise at once: each part has `min_area` pixels and a score of `threshold`, each pixel's best similarity is
-    `mask_threshold` or more. The meaning of each option is told by `post_process_part_segmentation` of the processors.
+    (`mask_threshold`); small parts to others (`max_parts`, `min_area`); weak parts to none (`threshold`). So what remains
+    keeps every promise at once: there are `max_parts` or fewer, each has `min_area` pixels and a score of `threshold`, each
+    pixel's best similarity is `mask_threshold` or more. The meaning of each option is told by `post_process_part_segmentation`
+    of the processors.
 
     Args:
         similarities: Similarities of one image, (N, rows, columns).
@@ -113,6 +115,7 @@ def segment_parts(
         threshold: Least score of a part.
         mask_threshold: Least similarity of a pixel to its most similar register.
         merge_threshold: Least Pearson correlation of two registers' similarities for them to be one part.
+        max_parts: Most parts that stay, the largest (ties: the lower index).
         min_area: Least area of a part in pixels.
         upsample_similarities: Decide on bilinearly upsampled similarities pixel by pixel, not patch by patch.
         register_heads: The attention head of each register, int64, (N,).
@@ -127,9 +130,12 @@ def segment_parts(
     owner = parts[register]
     if mask_threshold is not None:
         owner = owner.masked_fill(best < mask_threshold, NO_PART)
-    if min_area > 0:
+    if max_parts is not None or min_area > 0:
         areas = _areas(patches_to_pixels(owner, target_size), len(parts))
-        owner = _hand_over(owner, areas < min_area, similarities, parts, size)
+        small = areas < max(min_area, 1)
+        if max_parts is not None:
+            small[areas.argsort(descending=True, stable=True)[max_parts:]] = True
+        owner = _hand_over(owner, small, similarities, parts, size)
     scores = {}
     for part in _present(owner):
         similarity, _ = strongest_map(similarities[parts == part], size)

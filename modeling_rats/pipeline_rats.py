@@ -15,7 +15,7 @@ from .part_dictionary import PartDictionary
 
 LOADING_OPTIONS = ("local_files_only",)  # `pipeline` has used it when it hands it on
 IMAGE_OPTIONS = ("timeout", "size", "ensure_multiple_of")
-PART_OPTIONS = ("threshold", "mask_threshold", "merge_threshold", "min_area", "upsample_similarities")
+PART_OPTIONS = ("threshold", "mask_threshold", "merge_threshold", "max_parts", "min_area", "upsample_similarities")
 
 
 class PartSegmentationPipeline(Pipeline):
@@ -54,8 +54,8 @@ class PartSegmentationPipeline(Pipeline):
             options: Any of these.
                 `size` (`{"height": pixels, "width": pixels}`) and `ensure_multiple_of`: the resolution at which the model
                 sees the image, as in [`RatsImageProcessor`].
-                `threshold`, `mask_threshold`, `merge_threshold`, `min_area`, `upsample_similarities`: which parts there are
-                and how they are cut out, as in [`RatsImageProcessor.post_process_part_segmentation`].
+                `threshold`, `mask_threshold`, `merge_threshold`, `max_parts`, `min_area`, `upsample_similarities`: which parts
+                there are and how they are cut out, as in [`RatsImageProcessor.post_process_part_segmentation`].
                 `dictionary`: names parts by its entries; a [`PartDictionary`] of this model, or the folder or Hub name of one.
                 `timeout`: seconds to wait for a URL; no limit by default.
                 `batch_size` and `num_workers`, as in every pipeline. Images of one batch may differ in size.

@@ -1,40 +1,32 @@
 # Copyright 2026 The RATS for Hugging Face authors. MIT licence.
 """Pictures of part maps, with colours that belong to a register: the same register looks the same everywhere."""
 
-import colorsys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
 from .part_maps import pixel_to_patch, upsample
+from .register_colors import register_colors
 
-GOLDEN_ANGLE = 0.6180339887498949  # of a full turn: successive hues never come close to one another
-SATURATIONS_AND_VALUES = ((0.85, 0.95), (0.50, 0.70), (0.85, 0.55), (0.40, 1.00), (0.90, 0.40), (0.60, 0.90))
-HUES_RECUR_AFTER = 144  # a Fibonacci number, where golden-angle hues nearly repeat, and a multiple of our six tones
 BORDER_OPACITY = 0.6
 STRONGEST_OPACITY, DIMMING = 0.85, 0.7  # of a similarity's colour, and of the grey image below it
 GAP_PX = 4
+THUMBNAIL_HEIGHT_PX = 96
+CLAIMS_NONE = -1.0  # of a register that claims no patch, as `similarities_to_claimed_patches` gives it
 CAPTION_HEIGHT_PX = 16
+LABEL_SHARE, LEAST_LABEL_PX = 0.045, 11  # height of what is written on a segment, of the picture's shorter side
+LABEL_STROKE_PX = 2
 
 
-def register_colors(num_registers: int) -> np.ndarray:
-    """Return one RGB colour a register, (num_registers, 3) uint8.
-
-    Colour i depends on i alone, never on the number of registers: hues advance by the golden angle and lightness
-    alternates, so registers with near indices look different.
-    """
-    colors = np.empty((num_registers, 3), dtype=np.uint8)
-    for register in range(num_registers):
-        tone = (register + 3 * (register // HUES_RECUR_AFTER)) % len(SATURATIONS_AND_VALUES)
-        saturation, value = SATURATIONS_AND_VALUES[tone]
-        rgb = colorsys.hsv_to_rgb(register * GOLDEN_ANGLE % 1.0, saturation, value)
-        colors[register] = [round(255 * channel) for channel in rgb]
-    return colors
-
-
-def draw_part_map(image: Image.Image, segmentation: np.ndarray | torch.Tensor, alpha: float = 0.6) -> Image.Image:
+def draw_part_map(
+    image: Image.Image,
+    segmentation: np.ndarray | torch.Tensor,
+    alpha: float = 0.6,
+    labels: Mapping[int, str] | None = None,
+) -> Image.Image:
     """Lay a part map over its image, with thin white borders between segments.
 
     Args:
@@ -42,6 +34,7 @@ def draw_part_map(image: Image.Image, segmentation: np.ndarray | torch.Tensor, a
         segmentation: (height, width) integers, the register of each pixel; negative ids are unassigned and stay
             as they are. Another size than the image's is brought to it (nearest neighbour).
         alpha: opacity of the colours, from 0 (the image alone) to 1 (the colours alone).
+        labels: what to write on a register's segment, so that it can be told without its colour.
 
     Returns:
         The RGB picture.
@@ -66,7 +59,10 @@ def draw_part_map(image: Image.Image, segmentation: np.ndarray | torch.Tensor, a
         pixels[assigned] = (1.0 - alpha) * pixels[assigned] + alpha * colors[segments[assigned]]
     borders = _borders(segments) & assigned
     pixels[borders] = (1.0 - BORDER_OPACITY) * pixels[borders] + BORDER_OPACITY * 255
-    return Image.fromarray(pixels.round().astype(np.uint8))
+    picture = Image.fromarray(pixels.round().astype(np.uint8))
+    for register, text in (labels or {}).items():
+        _write_on(picture, segments == register, text)
+    return picture
 
 
 def draw_similarity(
@@ -97,6 +93,52 @@ def draw_similarity(
     opacity = STRONGEST_OPACITY * ((shade - low) / (high - low)).clip(0, 1)
     pixels = (1 - opacity) * DIMMING * grey + opacity * np.asarray(color, dtype=np.float32)
     return Image.fromarray(pixels.round().astype(np.uint8))
+
+
+def draw_registers(
+    images: Sequence[Image.Image], similarities: Sequence[torch.Tensor], registers: Sequence[int]
+) -> Image.Image:
+    """Draw where each register is similar to each image's patches: does it mean the same part everywhere?
+
+    Args:
+        images: RGB; they make the first row.
+        similarities: Of each image, (N, rows, columns).
+        registers: Those to draw, a row each; in one row what is bright in one image is as similar as what is bright in another
+            (see `similarity_range`).
+
+    Returns:
+        The RGB picture.
+    """
+    thumbnails = [thumbnail(image) for image in images]
+    colors = register_colors(len(similarities[0]))
+    rows = [side_by_side(thumbnails, captions=["image", *[""] * (len(images) - 1)])]
+    for register in registers:
+        maps = [of_image[register] for of_image in similarities]  # (rows, columns) each
+        low, high = similarity_range(maps)
+        drawn = [
+            draw_similarity(image, one, colors[register].tolist(), low, high)
+            for image, one in zip(thumbnails, maps, strict=True)
+        ]
+        rows.append(side_by_side(drawn, captions=[f"register {register}", *[""] * (len(images) - 1)]))
+    return grid(rows, columns=1)
+
+
+def similarity_range(maps: Sequence[torch.Tensor]) -> tuple[float, float]:
+    """Where the colour of one register begins and where it is strongest: its mean and its maximum over all images.
+
+    Images in which it claims no patch do not count, and stay dark.
+
+    Args:
+        maps: The register's similarities in each image, (rows, columns) each.
+    """
+    counted = torch.cat([one.flatten() for one in maps if (one > CLAIMS_NONE).any()] or [torch.zeros(1)])
+    low = counted.mean().item()
+    return low, max(counted.max().item(), low + 1e-6)
+
+
+def thumbnail(image: Image.Image) -> Image.Image:
+    """The image at the height of `THUMBNAIL_HEIGHT_PX`."""
+    return image.resize((max(1, image.width * THUMBNAIL_HEIGHT_PX // image.height), THUMBNAIL_HEIGHT_PX))
 
 
 def side_by_side(images: Sequence[Image.Image], captions: Sequence[str] | None = None) -> Image.Image:
@@ -160,6 +202,22 @@ def _borders(segments: np.ndarray) -> np.ndarray:
     borders[:, :-1] |= segments[:, :-1] != segments[:, 1:]
     borders[:-1] |= segments[:-1] != segments[1:]
     return borders
+
+
+def _write_on(picture: Image.Image, segment: np.ndarray, text: str) -> None:
+    """Write into a segment, (height, width) bool, around that pixel of it that is nearest to its centre."""
+    y, x = segment.nonzero()
+    if not len(y):
+        return
+    inside = np.hypot(y - y.mean(), x - x.mean()).argmin()
+    place = np.array([x[inside], y[inside]])
+    draw = ImageDraw.Draw(picture)
+    style: dict[str, Any] = {"anchor": "mm", "stroke_width": LABEL_STROKE_PX}
+    style["font"] = ImageFont.load_default(size=max(LEAST_LABEL_PX, round(LABEL_SHARE * min(picture.size))))
+    box = np.array(draw.textbbox(tuple(place), text, **style))
+    place += np.maximum(0, np.ceil(-box[:2])).astype(int)  # whole on the picture, however near its edge the segment lies
+    place -= np.maximum(0, np.ceil(box[2:] - picture.size)).astype(int)
+    draw.text(tuple(place), text, fill="white", stroke_fill="black", **style)
 
 
 def _fit_caption(text: str, width_px: int) -> tuple[str, ImageFont.ImageFont | ImageFont.FreeTypeFont]:

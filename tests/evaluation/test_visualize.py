@@ -1,14 +1,12 @@
 """Pictures of part maps from files and from data sets."""
 
 import datasets
-import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from evaluation.visualize import GALLERY, draw_registers, main
+from evaluation.visualize import GALLERY, main
 from modeling_rats import RatsForPartSegmentation, RatsImageProcessor
-from modeling_rats.visualization import register_colors
 
 
 @pytest.fixture(scope="module")
@@ -49,23 +47,6 @@ def test_registers_are_drawn_over_all_images_a_row_each(model_folder, tmp_path):
     assert some.name == every.name == GALLERY
     with pytest.raises(SystemExit):
         main([*arguments, "--registers", "8"])
-
-
-def test_a_register_shines_where_it_is_most_similar_of_all_images():
-    """Register 1 is most similar to the left half of the first image, less to the second, and claims nothing in the third."""
-    images = [Image.new("RGB", (96, 96), "white")] * 3
-    of_first = torch.tensor([[0.0, 0.0], [0.0, 0.0]]), torch.tensor([[1.0, 0.0], [1.0, 0.0]])
-    of_second = torch.zeros(2, 2), torch.full((2, 2), 0.4)
-    of_third = torch.zeros(2, 2), torch.full((2, 2), -1.0)
-    similarities = [torch.stack(maps) for maps in (of_first, of_second, of_third)]
-    picture = np.asarray(draw_registers(images, similarities, [1])).astype(int)
-    row = picture[96 + 16 + 4 + 16 :]  # below the images, their caption, a gap and the register's caption
-    left, right, second, third = row[48, 4], row[48, 91], row[48, 100 + 48], row[48, 200 + 48]
-    color = register_colors(2)[1].astype(int)
-    dimmed = round(255 * 0.7)
-    assert row.shape == (96, 3 * 96 + 2 * 4, 3)
-    assert np.abs(left - (0.85 * color + 0.15 * dimmed)).max() <= 1
-    assert (right == dimmed).all() and (second == dimmed).all() and (third == dimmed).all()
 
 
 def test_bad_requests_are_told(model_folder, tmp_path, capsys):

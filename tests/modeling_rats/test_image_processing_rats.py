@@ -430,6 +430,7 @@ PART_OPTIONS = {
     "threshold": 0.7,
     "mask_threshold": 0.6,
     "merge_threshold": 0.1,
+    "max_parts": 4,
     "min_area": 60,
     "upsample_similarities": True,
 }
@@ -528,6 +529,7 @@ def test_wrong_target_sizes_are_refused(processor_class, similarities, name, tar
         ({"threshold": 1.5}, r"threshold=1.5 must lie in \[-1, 1\]"),
         ({"mask_threshold": -2}, "mask_threshold=-2 must lie"),
         ({"merge_threshold": float("nan")}, "merge_threshold=nan must lie"),
+        ({"max_parts": 0}, "max_parts=0 must be at least 1 part"),
         ({"min_area": -1}, "min_area=-1 must be 0 or more pixels"),
     ],
 )

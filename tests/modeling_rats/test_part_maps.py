@@ -225,7 +225,15 @@ def test_similarities_that_are_all_the_same_correlate_with_none():
 
 
 def parts_map_by_loops(
-    similarities, target_size, *, threshold=None, mask_threshold=None, merge_threshold=None, min_area=0, upsampled=False
+    similarities,
+    target_size,
+    *,
+    threshold=None,
+    mask_threshold=None,
+    merge_threshold=None,
+    max_parts=None,
+    min_area=0,
+    upsampled=False,
 ):
     """The map and {part: score}, place by place in plain loops: merge, assign, mask, hand over small parts, drop weak ones."""
     part_of = parts_by_loops(similarities, merge_threshold)
@@ -250,9 +258,11 @@ def parts_map_by_loops(
     for y in range(height):
         for x in range(width):
             area[owner[place_of(y, x)]] += 1
-    large = [part for part in sorted(set(part_of)) if area[part] >= min_area]
+    present = [part for part in sorted(set(part_of)) if area[part] > 0]
+    large = sorted(present, key=lambda part: -area[part])[:max_parts] if max_parts else sorted(set(part_of))
+    large = sorted(part for part in large if area[part] >= min_area)
     for place in places:
-        if owner[place] != -1 and area[owner[place]] < min_area:
+        if owner[place] != -1 and owner[place] not in large:
             owner[place] = max(large, key=lambda part: similarity(part, place)) if large else -1
     scores = {}
     for part in set(owner.values()) - {-1}:
@@ -270,6 +280,10 @@ OPTIONS = [
     {"mask_threshold": 0.6},
     {"merge_threshold": 0.1},
     {"min_area": 20},
+    {"max_parts": 1},
+    {"max_parts": 3},
+    {"max_parts": 100},
+    {"merge_threshold": 0.1, "mask_threshold": 0.4, "max_parts": 2, "min_area": 15},
     {"mask_threshold": 0.5, "min_area": 25},
     {"min_area": 25, "threshold": 0.5},
     {"merge_threshold": 0.0, "min_area": 30},
@@ -298,12 +312,12 @@ def test_parts_follow_the_rules(options, target_size, upsampled):
 @pytest.mark.parametrize("seed", range(5))
 def test_all_promises_hold_of_the_result_at_once(seed, upsampled):
     similarities = random_similarities(registers=12, rows=6, columns=6, seed=seed)
-    options = {"threshold": 0.7, "mask_threshold": 0.65, "min_area": 40, "upsample_similarities": upsampled}
+    options = {"threshold": 0.7, "mask_threshold": 0.65, "max_parts": 3, "min_area": 40, "upsample_similarities": upsampled}
     segmentation, segments = segment_parts(similarities, (24, 24), **options)
     best = strongest_map(similarities, (24, 24))[0] if upsampled else similarities.amax(0).repeat_interleave(4, 0)
     best = best if upsampled else best.repeat_interleave(4, 1)
     assert (best[segmentation != NO_PART] >= 0.65).all()
-    assert all(segment["area"] >= 40 and segment["score"] >= 0.7 for segment in segments)
+    assert all(segment["area"] >= 40 and segment["score"] >= 0.7 for segment in segments) and len(segments) <= 3
 
 
 def test_without_options_parts_are_the_part_map():

@@ -265,6 +265,7 @@ def test_a_size_that_does_not_fit_the_patches_is_refused(segmenter):
         {"threshold": 0.45},
         {"mask_threshold": 0.5},
         {"merge_threshold": 0.2},
+        {"max_parts": 2},
         {"min_area": 500},
         {"upsample_similarities": True},
         {"threshold": None, "mask_threshold": 0.2, "merge_threshold": 0.4, "min_area": 20, "upsample_similarities": True},

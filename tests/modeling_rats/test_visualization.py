@@ -5,26 +5,8 @@ import pytest
 import torch
 from PIL import Image
 
-from modeling_rats.visualization import GAP_PX, draw_part_map, draw_similarity, grid, register_colors, side_by_side
-
-
-def test_a_colour_belongs_to_its_register_whatever_the_number_of_registers():
-    colors = register_colors(192)
-    assert colors.shape == (192, 3) and colors.dtype == np.uint8
-    for num_registers in (0, 1, 24, 96, 191):
-        assert np.array_equal(register_colors(num_registers), colors[:num_registers])
-
-
-@pytest.mark.parametrize("num_registers, least_distance", [(24, 40), (96, 10), (192, 1)])
-def test_colours_differ(num_registers, least_distance):
-    colors = register_colors(num_registers).astype(int)
-    distances = np.abs(colors[:, None] - colors).sum(axis=-1) + 1000 * np.eye(num_registers, dtype=int)
-    assert distances.min() >= least_distance
-
-
-def test_neighbouring_registers_look_different():
-    colors = register_colors(192).astype(int)
-    assert np.abs(np.diff(colors, axis=0)).sum(axis=1).min() > 100
+from modeling_rats.register_colors import register_colors
+from modeling_rats.visualization import GAP_PX, draw_part_map, draw_registers, draw_similarity, grid, side_by_side
 
 
 def test_part_map_blends_colours_and_leaves_unassigned_pixels_alone():
@@ -38,6 +20,22 @@ def test_part_map_blends_colours_and_leaves_unassigned_pixels_alone():
     assert (picture[:, 2] > 100).all()  # the border, lighter than either side
     mirrored = np.asarray(draw_part_map(image, segmentation[:, ::-1], alpha=0.5))
     assert (mirrored[:, :3] == 100).all()  # a border there would change an unassigned pixel
+
+
+def test_a_label_is_written_on_its_segment_and_stays_on_the_picture():
+    image = Image.new("RGB", (120, 90), (100, 100, 100))
+    segmentation = np.zeros((90, 120), int)
+    segmentation[:, 60:] = 1
+    segmentation[80:, 110:] = 2  # a corner, smaller than what is written on it
+    plain = np.asarray(draw_part_map(image, segmentation)).astype(int)
+    written = np.asarray(draw_part_map(image, segmentation, labels={1: "7", 2: "12", 5: "is not there"})).astype(int)
+    changed = (written != plain).any(axis=-1)
+    white = (written > 200).all(axis=-1) & changed
+    assert not changed[:, :61].any() and changed[:70, 61:100].any()
+    middle = np.asarray(draw_part_map(image, np.zeros((90, 120), int), labels={0: "12"})) > 200
+    corner = white[70:, 90:].sum()
+    assert corner == middle.all(axis=-1).sum() > 0  # nothing of it is cut off
+    assert (written[changed] == 0).all(axis=-1).sum() > white.sum()  # on black, to be read on any colour
 
 
 def test_alpha_zero_changes_borders_only():
@@ -121,3 +119,20 @@ def test_a_similarity_goes_from_the_dimmed_image_to_the_colour_and_between_patch
 def test_similarities_that_cannot_be_drawn_are_told(similarity, low, high, message):
     with pytest.raises(ValueError, match=message):
         draw_similarity(Image.new("RGB", (8, 8)), similarity, (255, 0, 0), low, high)
+
+
+def test_a_register_shines_where_it_is_most_similar_of_all_images():
+    """Register 1 is most similar to the left half of the first image, less to the second, and claims nothing in the third."""
+    images = [Image.new("RGB", (96, 96), "white")] * 3
+    of_first = torch.tensor([[0.0, 0.0], [0.0, 0.0]]), torch.tensor([[1.0, 0.0], [1.0, 0.0]])
+    of_second = torch.zeros(2, 2), torch.full((2, 2), 0.4)
+    of_third = torch.zeros(2, 2), torch.full((2, 2), -1.0)
+    similarities = [torch.stack(maps) for maps in (of_first, of_second, of_third)]
+    picture = np.asarray(draw_registers(images, similarities, [1])).astype(int)
+    row = picture[96 + 16 + 4 + 16 :]  # below the images, their caption, a gap and the register's caption
+    left, right, second, third = row[48, 4], row[48, 91], row[48, 100 + 48], row[48, 200 + 48]
+    color = register_colors(2)[1].astype(int)
+    dimmed = round(255 * 0.7)
+    assert row.shape == (96, 3 * 96 + 2 * 4, 3)
+    assert np.abs(left - (0.85 * color + 0.15 * dimmed)).max() <= 1
+    assert (right == dimmed).all() and (second == dimmed).all() and (third == dimmed).all()
