@@ -11,11 +11,10 @@ from scipy.cluster.hierarchy import dendrogram, linkage
 from evaluation.part_samples import PartRow
 from modeling_rats import PartDictionary
 from modeling_rats.register_colors import register_colors
-from modeling_rats.visualization import draw_similarity, grid, side_by_side
+from modeling_rats.visualization import draw_entry, grid, side_by_side
 
 THUMBNAIL_PX = 96
 MARGIN = 0.5  # around a box, as a share of its longer side
-LOW = 0.3  # below an entry's threshold, where its colour begins
 
 
 def read_examples(rows: Iterable[PartRow], wanted: Collection[int]) -> dict[int, Image.Image]:
@@ -96,9 +95,7 @@ def draw_tree(vectors: np.ndarray, names: Sequence[str], path: Path) -> None:
 
 def _draw(dictionary: PartDictionary, name: str, threshold: float, image: Image.Image, color: int) -> Image.Image:
     """An image with the places that are like an entry in colour: from a little below the threshold to 1."""
-    heat = dictionary.localize(image, name)
-    low = threshold - LOW * (1 - threshold)
-    return draw_similarity(image, heat, register_colors(color + 1)[color].tolist(), low, max(1.0, low + 1e-6))
+    return draw_entry(image, dictionary.localize(image, name), threshold, register_colors(color + 1)[color].tolist())
 
 
 def _cut_out(image: Image.Image, box: Iterable[float]) -> Image.Image:

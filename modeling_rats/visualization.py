@@ -13,6 +13,8 @@ from .register_colors import register_colors
 
 BORDER_OPACITY = 0.6
 STRONGEST_OPACITY, DIMMING = 0.85, 0.7  # of a similarity's colour, and of the grey image below it
+ENTRY_MARGIN = 0.3  # below an entry's threshold, of what is above it
+LEAST_NAME_PX, MOST_NAME_PX = 6, 16  # of the names beside a table
 GAP_PX = 4
 THUMBNAIL_HEIGHT_PX = 96
 CLAIMS_NONE = -1.0  # of a register that claims no patch, as `similarities_to_claimed_patches` gives it
@@ -93,6 +95,53 @@ def draw_similarity(
     opacity = STRONGEST_OPACITY * ((shade - low) / (high - low)).clip(0, 1)
     pixels = (1 - opacity) * DIMMING * grey + opacity * np.asarray(color, dtype=np.float32)
     return Image.fromarray(pixels.round().astype(np.uint8))
+
+
+def draw_entry(image: Image.Image, heat: np.ndarray | torch.Tensor, threshold: float, color: Sequence[int]) -> Image.Image:
+    """Lay the similarities to a dictionary's entry over their image: its colour begins a little below the entry's threshold.
+
+    Args:
+        image: any PIL image; the picture has its size.
+        heat: (rows, columns) or (height, width), as `PartDictionary.localize` gives it.
+        threshold: of the entry.
+        color: RGB, 0 to 255.
+
+    Returns:
+        The RGB picture.
+    """
+    low = threshold - ENTRY_MARGIN * (1 - threshold)
+    return draw_similarity(image, heat, color, low, max(1.0, low + 1e-6))
+
+
+def draw_matrix(values: np.ndarray | torch.Tensor, names: Sequence[str], side_px: int = 320) -> Image.Image:
+    """Draw a square table of shares from 0 (white) to 1 (black), such as the map of communicate: rows ask, columns are read.
+
+    Args:
+        values: (n, n), in [0, 1].
+        names: Of rows and columns.
+        side_px: Of the table without its names.
+
+    Returns:
+        The RGB picture.
+
+    Raises:
+        ValueError: if the table is not square, or has not as many names as rows.
+    """
+    table = torch.as_tensor(values).detach().float().cpu()
+    if table.shape != (len(names), len(names)):
+        raise ValueError(f"The table has shape {tuple(table.shape)}; it must be square, with a name a row: {len(names)}.")
+    grey = Image.fromarray((255 * (1 - table.clamp(0, 1))).round().to(torch.uint8).numpy())
+    font = ImageFont.load_default(size=min(MOST_NAME_PX, max(LEAST_NAME_PX, side_px // len(names) - 2)))
+    margin = round(max(font.getlength(name) for name in names)) + 2 * GAP_PX
+    picture = Image.new("RGB", (margin + side_px, margin + side_px), "white")
+    picture.paste(grey.resize((side_px, side_px), Image.Resampling.NEAREST), (margin, margin))
+    draw = ImageDraw.Draw(picture)
+    draw.rectangle((margin - 1, margin - 1, margin + side_px - 1, margin + side_px - 1), outline="grey")
+    for place, name in enumerate(names):
+        centre = margin + (place + 0.5) * side_px / len(names)
+        draw.text((margin - GAP_PX, centre), name, fill="black", font=font, anchor="rm")
+        draw.text((centre, margin - GAP_PX), name, fill="black", font=font, anchor="mb")
+    return picture
 
 
 def draw_registers(

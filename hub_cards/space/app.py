@@ -1,0 +1,85 @@
+"""The demo as a Space of the Hub, or on any machine: python app.py
+
+Settings, as environment variables (in a Space: its variables):
+    RATS_MODEL: Hub name or folder of the model. Necessary.
+    RATS_REVISION: branch, tag or commit of it on the Hub (main).
+    RATS_DICTIONARY: Hub name or folder of its part dictionary; by default the folder `dictionary` of the model, if it has one.
+    RATS_EXAMPLES: folder of example pictures; by default the rendered ones beside this file.
+"""
+
+import os
+import sys
+from pathlib import Path
+
+import torch
+from demo_page import DemoPage
+from part_viewer import PartViewer
+from picture_upload import MAX_FILE_BYTES, UploadRefused, read_upload
+from transformers import AutoImageProcessor
+from transformers.utils import cached_file
+
+from modeling_rats import RatsForPartSegmentation
+from modeling_rats.part_dictionary import ENTRIES_FILE, PartDictionary
+
+MAIN = "main"
+MAX_WAITING = 100  # requests; one more is told so
+AT_ONCE = 2  # requests of one kind
+VISITORS = 200  # of whom something is remembered
+DICTIONARY = "dictionary"
+STYLE = """
+.legend {list-style: none; padding: 0; margin: 0}
+.swatch {display: inline-block; width: 1em; height: 1em; margin-right: .5em; border: 1px solid #888; vertical-align: -2px}
+"""
+
+
+def load_viewer(model: str, revision: str, dictionary: str | None, examples: list[Path]) -> PartViewer:
+    """Load a model, of which no code is run, its dictionary and the example pictures."""
+    loaded = RatsForPartSegmentation.from_pretrained(
+        model, revision=revision, use_safetensors=True, attn_implementation="eager"
+    ).eval()
+    processor = AutoImageProcessor.from_pretrained(model, revision=revision)
+    known = _load_dictionary(model, revision, dictionary)
+    pictures = [(path.stem, read_upload(path)) for path in examples]
+    return PartViewer(loaded, processor, pictures, None if known is None else known.with_model(loaded, processor))
+
+
+def _load_dictionary(model: str, revision: str, dictionary: str | None) -> PartDictionary | None:
+    if dictionary:
+        return PartDictionary.from_pretrained(dictionary)
+    if (
+        cached_file(model, f"{DICTIONARY}/{ENTRIES_FILE}", revision=revision, _raise_exceptions_for_missing_entries=False)
+        is None
+    ):
+        return None
+    return PartDictionary.from_pretrained(model, revision=revision, subfolder=DICTIONARY)
+
+
+def main() -> None:
+    """Read the settings, load everything, and serve until interrupted."""
+    model = os.environ.get("RATS_MODEL")
+    if not model:
+        sys.exit(
+            "RATS_MODEL is not set; it must be the Hub name or the folder of a RATS model. In a Space set it as a variable."
+        )
+    folder = Path(os.environ.get("RATS_EXAMPLES") or Path(__file__).with_name("examples"))
+    examples = sorted(path for path in folder.iterdir() if path.suffix.lower() in {".png", ".jpg", ".jpeg", ".webp"})
+    revision = os.environ.get("RATS_REVISION") or MAIN
+    try:
+        viewer = load_viewer(model, revision, os.environ.get("RATS_DICTIONARY"), examples)
+    except (OSError, ValueError, UploadRefused) as error:
+        sys.exit(f"The demo cannot start: {error}")
+    name = model if not Path(model).is_dir() else Path(model).resolve().name
+    page = DemoPage(viewer, [str(path) for path in examples], name if revision == MAIN else f"{name} at {revision}")
+    torch.set_num_threads(max(1, (os.cpu_count() or 1) // AT_ONCE))
+    page.blocks.queue(max_size=MAX_WAITING, default_concurrency_limit=AT_ONCE)
+    page.blocks.launch(
+        max_file_size=MAX_FILE_BYTES,
+        state_session_capacity=VISITORS,
+        ssr_mode=False,
+        footer_links=["api"],
+        css=STYLE,
+    )
+
+
+if __name__ == "__main__":
+    main()
