@@ -46,6 +46,11 @@ class Pushed:
     url: str
     change: Change
 
+    def __str__(self) -> str:
+        if not self.change:
+            return f"Nothing to push, all is there: {self.url}"
+        return f"{len(self.change.additions) + len(self.change.deletions)} files changed: {self.url}"
+
 
 def push_model(
     folder: str | Path,
@@ -175,8 +180,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except (OSError, ValueError, PushError) as error:
         raise SystemExit(str(error)) from error
     if not given.quiet:
-        count = len(pushed.change.additions) + len(pushed.change.deletions)
-        print(f"{count} files changed: {pushed.url}" if pushed.change else f"Nothing to push, all is there: {pushed.url}")
+        print(pushed)
 
 
 def _task_and_score(text: str) -> tuple[str, str]:

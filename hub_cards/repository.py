@@ -27,6 +27,7 @@ from huggingface_hub.utils import parse_ratelimit_headers, validate_repo_id
 from huggingface_hub.utils.sha import git_hash, sha_fileobj
 
 MAIN = "main"
+MODEL, SPACE = "model", "space"  # types of repositories
 MAX_TRIES = 8  # of one change; with the waits below, some two minutes of a Hub that fails
 MAX_WAIT_S = 30.0
 CONFLICT = 412  # the branch has moved on
@@ -47,15 +48,17 @@ class Snapshot:
         repo_id: owner/name.
         commit: None if there is no such repository yet.
         hashes: Of each file the SHA-256 if it is a large one, else its hash in git.
+        repo_type: model or space.
     """
 
     repo_id: str
     commit: str | None = None
     hashes: Mapping[str, str] = field(default_factory=dict)
+    repo_type: str = MODEL
 
     def read(self, path: str) -> bytes:
         """The content of one of its files."""
-        return Path(hf_hub_download(self.repo_id, path, revision=self.commit)).read_bytes()
+        return Path(hf_hub_download(self.repo_id, path, revision=self.commit, repo_type=self.repo_type)).read_bytes()
 
     def holds(self, path: str, content: bytes | Path) -> bool:
         """Whether it has this very file."""
@@ -91,7 +94,7 @@ class Change:
         return written and not self.deletions & snapshot.hashes.keys()
 
 
-def look(repo_id: str, revision: str = MAIN) -> Snapshot:
+def look(repo_id: str, revision: str = MAIN, repo_type: str = MODEL) -> Snapshot:
     """A repository as it is now.
 
     Raises:
@@ -99,10 +102,11 @@ def look(repo_id: str, revision: str = MAIN) -> Snapshot:
         RevisionNotFoundError: If it has no such branch.
     """
     api = HfApi()
-    commit = api.model_info(repo_id, revision=revision).sha
-    tree = api.list_repo_tree(repo_id, recursive=True, revision=commit)
+    commit = api.repo_info(repo_id, revision=revision, repo_type=repo_type).sha
+    tree = api.list_repo_tree(repo_id, recursive=True, revision=commit, repo_type=repo_type)
     files = [entry for entry in tree if isinstance(entry, RepoFile)]
-    return Snapshot(repo_id, commit, {file.path: file.lfs.sha256 if file.lfs else file.blob_id for file in files})
+    hashes = {file.path: file.lfs.sha256 if file.lfs else file.blob_id for file in files}
+    return Snapshot(repo_id, commit, hashes, repo_type)
 
 
 def commit(
@@ -111,6 +115,7 @@ def commit(
     message: str,
     revision: str = MAIN,
     create_pr: bool = False,
+    repo_type: str = MODEL,
 ) -> tuple[str, Change]:
     """Make a change to a repository that is there (see `prepare_repository`).
 
@@ -120,6 +125,7 @@ def commit(
         message: Of the commit.
         revision: Branch; made from main if it is not there.
         create_pr: Propose the change in a pull request to main, unless there is an open one of the same user that does.
+        repo_type: model or space; of a space no pull request is opened.
 
     Returns:
         The address of the commit or the pull request, and the change; without a change that of the commit that is there.
@@ -130,7 +136,7 @@ def commit(
     with refusals_told(repo_id):
         for attempt in range(1, MAX_TRIES + 1):
             try:
-                return _commit_once(repo_id, work_out, message, revision, create_pr)
+                return _commit_once(repo_id, work_out, message, revision, create_pr, repo_type)
             except RETRIED as error:
                 wait_s = _wait_s(error, attempt)
                 if wait_s is None or attempt == MAX_TRIES:
@@ -139,12 +145,13 @@ def commit(
     raise AssertionError("the last try returns or raises")
 
 
-def prepare_repository(repo_id: str, private: bool | None = None) -> None:
+def prepare_repository(repo_id: str, private: bool | None = None, repo_type: str = MODEL) -> None:
     """Make the repository if it is not there, and make sure that the token may write to it.
 
     Args:
         repo_id: owner/name.
         private: Make it private if it is made; None leaves that to its owner's default.
+        repo_type: model or space (one that runs gradio).
 
     Raises:
         ValueError: If `repo_id` is malformed.
@@ -154,31 +161,32 @@ def prepare_repository(repo_id: str, private: bool | None = None) -> None:
     api = HfApi()
     with refusals_told(repo_id):
         _patiently(api.whoami)
-        _patiently(lambda: api.create_repo(repo_id, private=private, exist_ok=True))
-    check_rights(repo_id)
-    check_privacy(repo_id, private)
+        sdk = "gradio" if repo_type == SPACE else None
+        _patiently(lambda: api.create_repo(repo_id, private=private, exist_ok=True, repo_type=repo_type, space_sdk=sdk))
+    check_rights(repo_id, repo_type=repo_type)
+    check_privacy(repo_id, private, repo_type)
 
 
-def check_privacy(repo_id: str, private: bool | None) -> None:
+def check_privacy(repo_id: str, private: bool | None, repo_type: str = MODEL) -> None:
     """Make sure that a repository that is there is private if that is asked for; errors as in `prepare_repository`."""
     if not private:
         return
     with refusals_told(repo_id):
-        is_public = not _patiently(lambda: HfApi().model_info(repo_id)).private
+        is_public = not _patiently(lambda: HfApi().repo_info(repo_id, repo_type=repo_type)).private
     if is_public:
         raise PushError(
             f"Repository {repo_id} exists and is public, and a private one is asked for. Make it private in its settings "
-            "(https://huggingface.co/" + repo_id + "/settings), name another one, or do not ask for a private one."
+            f"({_address(repo_id, repo_type)}/settings), name another one, or do not ask for a private one."
         )
 
 
-def check_rights(repo_id: str, write: bool = True) -> None:
+def check_rights(repo_id: str, write: bool = True, repo_type: str = MODEL) -> None:
     """Make sure that a repository is there and that the token may see it, or write to it; errors as in `prepare_repository`."""
     check_name(repo_id)
     api = HfApi()
     with refusals_told(repo_id):
         _patiently(api.whoami)  # tells an invalid token from a missing right, which the other calls do not
-        _patiently(lambda: api.auth_check(repo_id, write=write))
+        _patiently(lambda: api.auth_check(repo_id, write=write, repo_type=repo_type))
 
 
 def check_name(repo_id: str) -> None:
@@ -193,19 +201,19 @@ def check_name(repo_id: str) -> None:
 
 
 def _commit_once(
-    repo_id: str, work_out: Callable[[Snapshot], Change], message: str, revision: str, create_pr: bool
+    repo_id: str, work_out: Callable[[Snapshot], Change], message: str, revision: str, create_pr: bool, repo_type: str
 ) -> tuple[str, Change]:
     api = HfApi()
     try:
-        snapshot = look(repo_id, revision)
+        snapshot = look(repo_id, revision, repo_type)
         is_new = False
     except RevisionNotFoundError:
-        snapshot, is_new = look(repo_id), True
+        snapshot, is_new = look(repo_id, repo_type=repo_type), True
     change = work_out(snapshot)
     if is_new:
-        api.create_branch(repo_id, branch=revision, revision=snapshot.commit, exist_ok=True)
+        api.create_branch(repo_id, branch=revision, revision=snapshot.commit, exist_ok=True, repo_type=repo_type)
     if not change:
-        return f"{api.endpoint}/{repo_id}/commit/{snapshot.commit}", change
+        return f"{_address(repo_id, repo_type)}/commit/{snapshot.commit}", change
     if create_pr and (proposed := _proposed(repo_id, change)):
         return proposed, Change({})
     additions = [CommitOperationAdd(path, content) for path, content in sorted(change.additions.items())]
@@ -222,8 +230,13 @@ def _commit_once(
         revision=None if revision == MAIN else revision,
         parent_commit=snapshot.commit,
         create_pr=create_pr,
+        repo_type=repo_type,
     )
     return made.pr_url or made.commit_url, change
+
+
+def _address(repo_id: str, repo_type: str) -> str:
+    return "/".join([HfApi().endpoint, *(["spaces"] if repo_type == SPACE else []), repo_id])
 
 
 def _proposed(repo_id: str, change: Change) -> str | None:

@@ -109,7 +109,9 @@ class HubServer:
     Attributes:
         tokens: Known tokens, and whose they are.
         readers: Tokens that may not write.
-        repositories: Models by owner/name, data sets by datasets/owner/name.
+        repositories: Models by owner/name, data sets by datasets/owner/name, Spaces by spaces/owner/name.
+        variables: Of Spaces by their name.
+        sdks: Of Spaces by their name.
         objects: Large files that have arrived, by SHA-256.
         requests: What was asked, as "METHOD path".
         ranges: The part of its answer that a request asked for last.
@@ -120,6 +122,8 @@ class HubServer:
         self.tokens = {"hf_writer": "owner", "hf_reader": "owner", "hf_stranger": "stranger"}
         self.readers = {"hf_reader"}
         self.repositories: dict[str, Repository] = {}
+        self.variables: dict[str, dict[str, str]] = {}
+        self.sdks: dict[str, str | None] = {}
         self.objects: dict[str, bytes] = {}
         self.requests: list[str] = []
         self.ranges: dict[str, str | None] = {}
@@ -171,7 +175,7 @@ class HubServer:
             oid = hashlib.sha1(f"{before.oid} {message} {sorted(files)}".encode()).hexdigest()
             repository.branches[branch].append(Commit(oid, message, merged))
 
-    # Answers, one an endpoint. `kind` is "models" or "datasets".
+    # Answers, one an endpoint. `kind` is "models", "datasets" or "spaces".
 
     def whoami(self, ask):
         rights = "read" if ask.token in self.readers else "write"
@@ -186,6 +190,8 @@ class HubServer:
         if _key(kind, name) in self.repositories:
             raise Refusal(409, "You already created this model repo", fields={"url": f"{self.url}/{name}"})
         self.repositories[_key(kind, name)] = Repository(private=body.get("visibility") == "private")
+        if kind == "spaces":
+            self.sdks[name] = body.get("sdk")
         return {"url": f"{self.url}/{name}"}
 
     def info(self, ask, kind, name, revision="main"):
@@ -194,6 +200,16 @@ class HubServer:
         files = [{"rfilename": path} for path in commit.files]
         about = {"_id": name, "id": name, "modelId": name, "tags": [], "downloads": 0, "likes": 0, "siblings": files}
         return about | {"sha": commit.oid, "private": repository.private, "author": name.split("/")[0], "lastModified": _DATE}
+
+    def variables_of(self, ask, name):
+        self._repository(ask, "spaces", name, write=True)
+        variables = self.variables.setdefault(name, {})
+        match ask.json():
+            case {"key": key, "value": value}:
+                variables[key] = value
+            case {"key": key}:
+                del variables[key]
+        return {key: {"key": key, "value": value, "updatedAt": _DATE} for key, value in variables.items()}
 
     def refs(self, ask, kind, name):
         branches = self._repository(ask, kind, name).branches
@@ -207,8 +223,9 @@ class HubServer:
         return {}
 
     def validate_card(self, ask):
-        if "library_name" not in ask.json()["content"]:
-            raise Refusal(400, "bad card", fields={"errors": [{"message": '"library_name" is missing'}], "warnings": []})
+        needed = "sdk" if ask.json().get("repoType") == "space" else "library_name"
+        if needed not in ask.json()["content"]:
+            raise Refusal(400, "bad card", fields={"errors": [{"message": f'"{needed}" is missing'}], "warnings": []})
         return {"errors": [], "warnings": []}
 
     def tree(self, ask, kind, name, revision, folder=""):
@@ -290,8 +307,8 @@ class HubServer:
             answers.append({"path": path, "uploadMode": "lfs" if large else "regular", "shouldIgnore": False, "oid": oid})
         return {"files": answers}
 
-    def large_files(self, ask, name):
-        self._repository(ask, "models", name)  # who proposes a change sends files, too
+    def large_files(self, ask, kind, name):
+        self._repository(ask, (kind or "models/")[:-1], name)  # who proposes a change sends files, too
         objects = []
         for wanted in ask.json()["objects"]:
             action = {"actions": {"upload": {"href": f"{self.url}/lfs/{wanted['oid']}", "header": {}}}}
@@ -328,7 +345,7 @@ class HubServer:
                     del files[value["path"]]
         oid = hashlib.sha1(parent.oid.encode() + ask.content).hexdigest()
         made = Commit(oid, header["summary"], files, self._user(ask))
-        answer = {"commitUrl": f"{self.url}/{name}/commit/{oid}", "commitOid": oid, "success": True}
+        answer = {"commitUrl": f"{self.url}/{_key(kind, name)}/commit/{oid}", "commitOid": oid, "success": True}
         if not proposed:
             repository.branches[revision].append(made)
             return answer
@@ -354,7 +371,7 @@ class HubServer:
 
 _DATE = "2026-01-01T00:00:00.000Z"
 _NAME = r"([\w.-]+/[\w.-]+)"
-_KIND = "(models|datasets)"
+_KIND = "(models|datasets|spaces)"
 _ENDPOINTS = [
     ("GET /api/whoami-v2", HubServer.whoami),
     ("POST /api/repos/create", HubServer.create),
@@ -368,13 +385,14 @@ _ENDPOINTS = [
     (f"POST /api/{_KIND}/{_NAME}/branch/(.+)", HubServer.make_branch),
     (f"POST /api/{_KIND}/{_NAME}/preupload/([^/]+)", HubServer.preupload),
     (f"POST /api/{_KIND}/{_NAME}/commit/([^/]+)", HubServer.commit),
-    (f"POST /{_NAME}.git/info/lfs/objects/batch", HubServer.large_files),
+    (f"POST /(spaces/)?{_NAME}.git/info/lfs/objects/batch", HubServer.large_files),
     ("PUT /lfs/([0-9a-f]{64})", HubServer.take_large_file),
     (f"(?:GET|HEAD) /{_NAME}/resolve/([^/]+)/(.+)", HubServer.resolve),
     (
-        f"(?:GET|HEAD) /datasets/{_NAME}/resolve/([^/]+)/(.+)",
-        lambda hub, ask, name, revision, path: hub.resolve(ask, name, revision, path, kind="datasets"),
+        f"(?:GET|HEAD) /(datasets|spaces)/{_NAME}/resolve/([^/]+)/(.+)",
+        lambda hub, ask, kind, name, revision, path: hub.resolve(ask, name, revision, path, kind),
     ),
+    (f"(?:GET|POST|DELETE) /api/spaces/{_NAME}/variables", HubServer.variables_of),
 ]
 
 
@@ -445,7 +463,7 @@ class _Handler(BaseHTTPRequestHandler):
         if self.command != "HEAD":
             self.wfile.write(answer.content)
 
-    do_GET = do_HEAD = do_POST = do_PUT = answer
+    do_GET = do_HEAD = do_POST = do_PUT = do_DELETE = answer
 
     def log_message(self, *arguments):
         pass  # not to stderr, line by line
