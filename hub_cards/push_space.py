@@ -101,7 +101,7 @@ def gather_space(repo_id: str, model: str, examples: Path | None = None) -> dict
             raise ValueError(f"Folder {examples} holds no files; it must hold the example pictures of the demo.")
         files |= chosen
     card = RepoCard((APP / CARD).read_text(encoding="utf-8").replace(PLACEHOLDER, repo_id))
-    card.data.models = [model]
+    card.data["models"] = [model]
     files[CARD] = str(card).encode()
     refuse_secrets(files)
     return files

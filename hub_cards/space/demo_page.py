@@ -149,7 +149,7 @@ class DemoPage:
         other = gr.on(changes, self.other_parts, [self.viewed, self.register, *self.controls], segmented, **unlisted)
         for event in (new, other):
             event.then(self.show_tab, [self.shown_tab, *asked], tab_views, **unlisted)
-        self.overlay.select(self.click, [self.viewed], of_register, **unlisted)
+        self.overlay.select(self.pick_place, [self.viewed], of_register, **unlisted)
         self.register.input(self.show_register, [self.viewed, self.register], of_register, **unlisted)
         self.gallery.select(self.pick_from_gallery, [self.viewed], [self.tabs, *of_register], **unlisted)
         for name, tab in self.tab.items():
@@ -178,7 +178,7 @@ class DemoPage:
         parts = {self.overlay: self.viewer.overlay(viewed), self.legend: self.viewer.legend(viewed)}
         return parts | self.show_register(viewed, chosen)
 
-    def click(self, viewed: ViewedPicture | None, place: gr.SelectData) -> dict:
+    def pick_place(self, viewed: ViewedPicture | None, place: gr.SelectData) -> dict:
         """Show the register of the part that was clicked at."""
         viewed = _remembered(viewed)
         x, y = place.index
@@ -248,9 +248,20 @@ class DemoPage:
         viewed = self._asked(picture, size, most_parts, merging, least_area, smooth, named)
         return {**self.viewer.coco_file(viewed), "part_map": _base64_png(self.viewer.part_map_file(viewed))}
 
-    def api_click(self, picture: Upload | None, x: float, y: float, size: int, *controls: Any) -> dict:
+    def api_click(
+        self,
+        picture: Upload | None,
+        x: float,
+        y: float,
+        size: int,
+        most_parts: int,
+        merging: float,
+        least_area: float,
+        smooth: bool,
+        named: bool,
+    ) -> dict:
         """The register of the part at a pixel of a picture, and as `map` base64 of a PNG of where it is similar."""
-        viewed = self._asked(picture, size, *controls)
+        viewed = self._asked(picture, size, most_parts, merging, least_area, smooth, named)
         width, height = viewed.size
         if x >= width or y >= height:
             raise gr.Error(f"x={x}, y={y} is not in the picture, {width} x {height} pixels.", print_exception=False)

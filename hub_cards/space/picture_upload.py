@@ -46,7 +46,9 @@ def _read_payload(self: gr.Image, payload: Any) -> Upload | None:
         return None
     if payload.path is None:
         raise UploadRefused("Send the picture as a file; text, such as a data URL, is not read.")
-    path = Path(payload.path)
+    path = Path(payload.path).resolve()
+    if not path.is_relative_to(Path(self.GRADIO_CACHE).resolve()):  # gradio checks what bears its mark, which one may leave out
+        raise UploadRefused("Send the picture as a file; paths of the server are not read.")
     return Upload(read_upload(path), Path(payload.orig_name or path.name).name)
 
 
