@@ -198,7 +198,6 @@ def train(
             accelerator.print(f"Stopped by a signal and saved at step {run.step}; {again} goes on from there.")
             accelerator.end_training()
             raise SystemExit(EXIT_CODE)
-    next(batches, None)  # or its processes, which no signal reaches, could outlast the run
     progress.close()
 
 

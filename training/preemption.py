@@ -1,11 +1,13 @@
 """Told to leave: a signal is noted, the run saves after a step that all ranks agree on, and ends with a code of its own."""
 
+import atexit
 import os
 import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from multiprocessing import resource_tracker
+from multiprocessing import active_children, resource_tracker
+from multiprocessing.process import BaseProcess
 from types import FrameType
 
 import torch
@@ -49,10 +51,23 @@ class StopSignals:
 @contextmanager
 def shielded() -> Iterator[None]:
     """Processes started inside never get the signals, which schedulers send to all processes of a job: loader workers must
-    outlive them until the run has saved. One that comes meanwhile reaches this process at the end."""
+    outlive them until the run has saved. One that comes meanwhile reaches this process at the end.
+
+    Workers that are still there when Python exits, as after an error, are killed: multiprocessing would ask them to leave by
+    SIGTERM, and wait for ever.
+    """
     resource_tracker.ensure_running()  # would start with the first process, and unblocks SIGTERM in passing
+    started_before = active_children()
     before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     try:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        # What is registered later runs earlier: before multiprocessing waits for them.
+        atexit.register(_kill, [child for child in active_children() if child not in started_before])
+
+
+def _kill(workers: list[BaseProcess]) -> None:
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler would tell of each as of an error
+    for worker in workers:
+        worker.kill()

@@ -65,5 +65,36 @@ def test_the_shield_holds_for_the_first_process_that_multiprocessing_spawns():
     subprocess.run([sys.executable, "-c", code], check=True, cwd=README.parents[1], env=os.environ | {"OMP_NUM_THREADS": "1"})
 
 
+FAILING_RUN = """
+import sys
+from torch.utils.data import DataLoader
+from training.preemption import shielded
+
+class Data(list):
+    def __getitem__(self, index):
+        if index == 3:
+            raise ValueError("row 3 is wrong")
+        return index
+
+with shielded():
+    batches = iter(DataLoader(Data(range(8)), num_workers=2))
+try:
+    list(batches)
+except ValueError as error:
+    {ending}
+"""
+
+
+@pytest.mark.parametrize("ending, told", [("raise SystemExit('stopped') from error", "stopped"), ("raise", "row 3 is wrong")])
+def test_after_an_error_a_run_ends_and_so_do_its_workers(ending, told):
+    """They do not get SIGTERM, by which multiprocessing would ask them to leave before it waits for them."""
+    code = FAILING_RUN.replace("{ending}", ending)
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    ran = subprocess.run(
+        [sys.executable, "-c", code], cwd=README.parents[1], env=environment, capture_output=True, text=True, timeout=60
+    )
+    assert ran.returncode == 1 and told in ran.stderr and "killed by signal" not in ran.stderr
+
+
 def test_the_exit_code_is_that_of_the_documented_job():
     assert f"[ $code -eq {EXIT_CODE} ]" in README.read_text()
