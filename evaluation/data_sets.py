@@ -105,7 +105,10 @@ def _holds_bytes(feature: object) -> bool:
 
 def decode_image(image: dict) -> PIL.Image.Image:
     """An undecoded row of `datasets.Image` (bytes or path) as `rgb_image` gives it to models: RGB, upright."""
-    return rgb_image(Image().decode_example(image))
+    try:
+        return rgb_image(Image().decode_example(image))
+    except PIL.UnidentifiedImageError as error:  # whose message is the address of the bytes in memory
+        raise PIL.UnidentifiedImageError("it is of no known image format") from error
 
 
 def _open_file(path: Path) -> IterableDataset:

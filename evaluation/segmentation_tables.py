@@ -95,7 +95,8 @@ def choose_columns(table: datasets.Dataset, name: str, task: Task, columns: Anno
             wanted = ", or ".join(" and ".join(known.named()) for known in KNOWN_COLUMNS[task])
             raise ValueError(
                 f"{name} has the columns {', '.join(table.column_names)}; for {task} segmentation it must have {wanted}. Name "
-                "the columns of its annotation: mask_column, segment_labels_column, objects_column."
+                "the columns of its annotation: mask_column, segment_labels_column, objects_column. In a folder of images "
+                'their maps are named in metadata.jsonl: {"file_name": "001.jpg", "mask_file_name": "001.png"}.'
             )
         columns = known[0]
     missing = [column for column in columns.named() if column not in table.column_names]

@@ -9,6 +9,7 @@ Q queries  S segments; pixels are height, width
 """
 
 import argparse
+import json
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -22,9 +23,11 @@ from accelerate.utils import gather_object
 from tqdm.auto import tqdm
 from transformers import AutoImageProcessor, AutoModelForUniversalSegmentation, PreTrainedModel
 from transformers.hf_argparser import string_to_bool
+from transformers.utils import cached_file
 from transformers.utils.logging import disable_progress_bar
 
 import modeling_rats  # noqa: F401  # registers RATS with the Auto classes
+from evaluation.backbones import read_model_type
 from evaluation.mask_inference import OVERLAP_THRESHOLD, THRESHOLD
 from evaluation.mask_scorers import scorer_for
 from evaluation.records import (
@@ -59,6 +62,10 @@ SUMMARY_OF_CONFIG = (
     "encoder_layers",
     "decoder_layers",
     "num_upscale_blocks",
+)
+NOTHING_FOUND = (
+    f"No segment was found: those of probability above {THRESHOLD} count, and after a short training a model is often sure "
+    "of none."
 )
 OPTIONS_OF_DATA = (
     "config",
@@ -150,6 +157,7 @@ def run(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     if options.quiet or not sys.stderr.isatty():
         disable_progress_bar()  # of transformers, which shows one for loading weights anywhere
     state = PartialState()
+    _check_model(options.model, options.revision, options.task)
     model = AutoModelForUniversalSegmentation.from_pretrained(options.model, revision=options.revision).to(state.device)
     processor = AutoImageProcessor.from_pretrained(options.model, revision=options.revision)
     of_data = {name: getattr(options, name) for name in OPTIONS_OF_DATA}
@@ -169,8 +177,28 @@ def run(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     if state.is_main_process:
         write_json(options.output, record)
         print("  ".join(f"{name} {score:.1f}" for name, score in scores.items()))
+        if scores.get("pq") == 0.0:
+            print(NOTHING_FOUND)
         print(f"Written to {options.output}")
     return record
+
+
+def _check_model(name: str, revision: str, task: str) -> None:
+    """Tell before anything is read that a model cannot be scored, or was fine-tuned for something else.
+
+    Raises:
+        FileNotFoundError: If there is no such model.
+        ValueError: If it is a backbone.
+    """
+    if read_model_type(name, revision) == "rats":
+        raise ValueError(
+            f"Model {name!r} is a backbone, which finds no labelled masks. Fine-tune it first "
+            "(training/finetune_segmentation.py), or score heads on it by evaluation.segmentation_probe."
+        )
+    record = cached_file(name, "training.json", revision=revision, _raise_exceptions_for_missing_entries=False)
+    trained = record and json.loads(Path(record).read_text(encoding="utf-8")).get("settings", {}).get("task")
+    if trained not in (None, task) and PartialState().is_main_process:
+        print(f"The model was fine-tuned for task={trained}, and is scored for task={task}.", file=sys.stderr)
 
 
 def build_record(

@@ -96,10 +96,10 @@ def main(arguments: list[str] | None = None) -> Path:
         folder = output / "model"
         record = training_record(accelerator, flat(settings), run.step, run.seconds) | {"training_images": len(train_data)}
         export_segmentation(accelerator, unwrapped(run), settings, record, folder)
+        accelerator.print(f"Model folder: {folder}")  # before it is scored: an image that cannot be read ends that
         finish(run, folder, output)
     except (OSError, ValueError, UnreadableImagesError) as error:  # what the user can mend, without a traceback
         raise SystemExit(str(error)) from error
-    accelerator.print(f"Model folder: {folder}")
     accelerator.wait_for_everyone()
     accelerator.end_training()
     if settings.training.push_to_hub and accelerator.is_main_process:  # last: the others do not wait for a long upload
@@ -127,7 +127,7 @@ def build_run(
         )
         check_crop(settings.data.crop_size, model.config.backbone_config.patch_size)
     except StrictDataclassError as error:  # which wraps the reason
-        raise ValueError(f"model settings: {error}") from error
+        raise ValueError(f"model settings: {error.__cause__ or error}") from error
     if test_data is not None:
         check_labels(train_data.id2label, test_data)
     encoder = model.model.encoder

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 
@@ -82,6 +83,20 @@ def test_the_command_line_writes_a_record(folders, tmp_path, task, capsys):
     assert "miou" in capsys.readouterr().out
 
 
+def test_another_task_and_scores_of_zero_are_explained(folders, tmp_path, capsys):
+    folder, data = tmp_path / "model", folders[1]
+    shutil.copytree(folders[0], folder)
+    (folder / "training.json").write_text(json.dumps({"settings": {"task": "semantic"}}))
+    arguments = ["--model", str(folder), "--dataset", data, "--output", str(tmp_path / "out.json"), "--quiet", "--task"]
+    scores = universal_segmentation.main([*arguments, "panoptic"])["scores"]
+    told = capsys.readouterr()
+    assert "fine-tuned for task=semantic, and is scored for task=panoptic" in told.err
+    assert scores["pq"] == 0 and "after a short training a model is often sure of none" in told.out
+    universal_segmentation.main([*arguments, "semantic"])
+    told = capsys.readouterr()
+    assert "fine-tuned for" not in told.err and "sure of" not in told.out
+
+
 @pytest.mark.parametrize("task", ["semantic", "panoptic"])
 def test_two_processes_score_as_one(folders, tmp_path, task):
     folder, data = folders
@@ -99,6 +114,8 @@ def test_two_processes_score_as_one(folders, tmp_path, task):
     [
         (["--dataset", "no/such/data"], "no/such/data"),
         (["--model", "no/such/model"], "no/such/model"),
+        (["--model", "outputs/no/model"], r"outputs/no/model' was not found .* or a folder that save_pretrained wrote"),
+        (["--model", "checkpoints/rats-tiny-synthetic"], "is a backbone, which finds no labelled masks"),
         (["--task", "instance"], "labels"),  # the things alone, of which the model has one more
         (["--output", "."], "is a folder"),
     ],
