@@ -11,7 +11,7 @@ from typing import Any
 
 import gradio as gr
 from part_viewer import PartOptions, PartViewer, ViewedPicture
-from picture_upload import PictureField, Upload
+from picture_upload import PictureField, Upload, UploadRefused
 from PIL import Image
 
 KEPT_S, CLEANED_EVERY_S = 600, 60  # how long files, and what is remembered of a visitor, stay after their last use
@@ -142,13 +142,12 @@ class DemoPage:
         tab_views += [self.compress, self.communicate, self.broadcast, self.files]
         unlisted: dict[str, Any] = {"api_visibility": "private", "show_progress": "minimal", "trigger_mode": "always_last"}
 
-        new = gr.on(
-            [self.picture.change, self.size.change], self.new_picture, [self.picture, *self.controls], segmented, **unlisted
-        )
+        seen_anew, shown = [self.picture.change, self.size.change], [self.picture, *segmented]
+        new = gr.on(seen_anew, self.new_picture, [self.picture, *self.controls], shown, **unlisted)
         changes = [control.change for control in self.controls[1:]]
         other = gr.on(changes, self.other_parts, [self.viewed, self.register, *self.controls], segmented, **unlisted)
         for event in (new, other):
-            event.then(self.show_tab, [self.shown_tab, *asked], tab_views, **unlisted)
+            event.then(self.show_tab_again, [self.shown_tab, *asked], tab_views, **unlisted)
         self.overlay.select(self.pick_place, [self.viewed], of_register, **unlisted)
         self.register.input(self.show_register, [self.viewed, self.register], of_register, **unlisted)
         self.gallery.select(self.pick_from_gallery, [self.viewed], [self.tabs, *of_register], **unlisted)
@@ -159,12 +158,14 @@ class DemoPage:
         for slider in (self.layer, self.head):
             slider.change(partial(self.show_tab, "attention"), asked, tab_views, **unlisted)
 
-    def new_picture(self, upload: Upload | None, size: int, *controls: Any) -> dict:
-        """Look at a picture, and show its parts and the register of the largest."""
-        if upload is None:
-            nothing = [self.viewed, self.overlay, self.register_map, self.in_examples, self.legend]
-            return {self.register: gr.Radio([], value=None), **dict.fromkeys(nothing)}
-        return self._segmented(self.viewer.view(upload.image, upload.name, size, _options(*controls)), None)
+    def new_picture(self, upload: Upload | UploadRefused | None, size: int, *controls: Any) -> dict:
+        """Look at a picture, and show its parts and the register of the largest; or say why not, and show nothing."""
+        if isinstance(upload, Upload):
+            return self._segmented(self.viewer.view(upload.image, upload.name, size, _options(*controls)), None)
+        if upload is not None:
+            gr.Warning(upload.message)
+        nothing = [self.picture, self.viewed, self.overlay, self.register_map, self.in_examples, self.legend]
+        return {self.register: gr.Radio([], value=None), **dict.fromkeys(nothing)}
 
     def other_parts(self, viewed: ViewedPicture | None, register: int | None, size: int, *controls: Any) -> dict:
         """Show the parts of the same picture that other settings give."""
@@ -207,6 +208,12 @@ class DemoPage:
         """The entry of the row that was picked."""
         return picked.row_value[0]
 
+    def show_tab_again(self, name: str, *asked: Any) -> dict:
+        """What the open tab shows of a picture or of parts that have changed; another one may have been opened meanwhile."""
+        views = self.show_tab(name, *asked)
+        del views[self.shown_tab]
+        return views or {self.shown_tab: gr.skip()}
+
     def show_tab(self, name: str, viewed: ViewedPicture | None, entry: str | None, layer: int, head: int) -> dict:
         """What a tab shows; the first one is kept up to date anyway."""
         views: dict[Any, Any] = {}
@@ -242,7 +249,14 @@ class DemoPage:
         button.click(self.api_click, [self.picture, x, y, *self.controls], answer, api_name="click")
 
     def api_segment(
-        self, picture: Upload | None, size: int, most_parts: int, merging: float, least_area: float, smooth: bool, named: bool
+        self,
+        picture: Upload | UploadRefused | None,
+        size: int,
+        most_parts: int,
+        merging: float,
+        least_area: float,
+        smooth: bool,
+        named: bool,
     ) -> dict:
         """The parts of a picture: COCO's JSON, and as `part_map` base64 of a PNG of register numbers + 1."""
         viewed = self._asked(picture, size, most_parts, merging, least_area, smooth, named)
@@ -250,7 +264,7 @@ class DemoPage:
 
     def api_click(
         self,
-        picture: Upload | None,
+        picture: Upload | UploadRefused | None,
         x: float,
         y: float,
         size: int,
@@ -275,9 +289,11 @@ class DemoPage:
             "map": _base64_png(self.viewer.register_map(viewed, register)),
         }
 
-    def _asked(self, picture: Upload | None, size: int, *controls: Any) -> ViewedPicture:
+    def _asked(self, picture: Upload | UploadRefused | None, size: int, *controls: Any) -> ViewedPicture:
         if picture is None:
             raise gr.Error("No picture was sent; send a file.", print_exception=False)
+        if isinstance(picture, UploadRefused):
+            raise picture
         return self.viewer.view(picture.image, picture.name, size, _options(*controls))
 
 
@@ -295,7 +311,7 @@ def _options(most_parts: int, merging: float, least_area: float, smooth: bool, n
 
 def _remembered(viewed: ViewedPicture | None) -> ViewedPicture:
     if viewed is None:
-        raise gr.Error("This picture is not kept any more. Pick it again.", title="No picture", print_exception=False)
+        raise gr.Error("This picture is not kept any more. Pick it again.", print_exception=False)
     return viewed
 
 

@@ -30,7 +30,7 @@ class UploadRefused(gr.Error):
     """Says what is wrong with a picture; nothing of the server's."""
 
     def __init__(self, message: str):
-        super().__init__(message, title="This picture cannot be used", print_exception=False)
+        super().__init__(message, print_exception=False)
 
 
 async def _take_no_address(self: gr.Image, path: Any) -> str | None:
@@ -40,25 +40,33 @@ async def _take_no_address(self: gr.Image, path: Any) -> str | None:
     return await gr.Image.async_move_resource_to_block_cache(self, path)
 
 
-def _read_payload(self: gr.Image, payload: Any) -> Upload | None:
-    """Gradio would decode whatever it is given, and have no words for what it cannot decode."""
+def _read_payload(self: gr.Image, payload: Any) -> "Upload | UploadRefused | None":
+    """Gradio would decode whatever it is given, and have no words for what it cannot decode.
+
+    A refusal is handed on, not raised: raised here it would mark every view of the page as failed.
+    """
     if payload is None:
         return None
-    if payload.path is None:
-        raise UploadRefused("Send the picture as a file; text, such as a data URL, is not read.")
-    path = Path(payload.path).resolve()
-    if not path.is_relative_to(Path(self.GRADIO_CACHE).resolve()):  # gradio checks what bears its mark, which one may leave out
-        raise UploadRefused("Send the picture as a file; paths of the server are not read.")
-    return Upload(read_upload(path), Path(payload.orig_name or path.name).name)
+    try:
+        if payload.path is None:
+            raise UploadRefused("Send the picture as a file; text, such as a data URL, is not read.")
+        path = Path(payload.path).resolve()
+        # Gradio checks what bears its mark, which one may leave out.
+        if not path.is_relative_to(Path(self.GRADIO_CACHE).resolve()):
+            raise UploadRefused("Send the picture as a file; paths of the server are not read.")
+        return Upload(read_upload(path), Path(payload.orig_name or path.name).name)
+    except UploadRefused as refusal:
+        return refusal
 
 
-# A field for a picture, whose value arrives as `Upload`. Made without a class statement and without the metaclass's own work,
-# since that writes a stub file beside the source of every component.
+# A field for a picture, whose value arrives as `Upload`, or as what refuses it. Made without a class statement and without the
+# metaclass's own work, since that writes a stub file beside the source of every component.
 PictureField: Any = ABCMeta.__new__(
     ComponentMeta,
     "PictureField",
     (gr.Image,),
     {
+        "__module__": __name__,
         "is_template": True,  # the browser shows it as the class that it is made of
         "preprocess": _read_payload,
         "async_move_resource_to_block_cache": _take_no_address,

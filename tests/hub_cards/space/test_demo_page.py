@@ -269,11 +269,10 @@ def test_entries_are_browsed_found_and_name_parts(visit, viewer, seen_bird):
     seen.pick_example()
     seen.open("Dictionary")
     before = seen.drawn("#entry-map img")
-    first = viewer.entries(seen_bird)[0][0]
-    row = seen.page.locator("#entries").get_by_text(first, exact=True).first
-    row.click()
+    other = next(row[0] for row in viewer.entries(seen_bird) if row[0] != viewer.dictionary.names[0])
+    seen.page.locator("#entries").get_by_text(other, exact=True).first.click()
     seen.drawn("#entry-map img", before)
-    assert seen.page.locator("#entry input").input_value() == first
+    assert seen.page.locator("#entry input").input_value() == other
     seen.keep("demo_dictionary")
     seen.page.locator("#named input").check()
     seen.open("Parts")
@@ -325,17 +324,20 @@ def test_each_bad_file_is_told_and_the_page_goes_on(visit, server, tmp_path):
     seen = visit()
     for name, content in bad.items():
         (tmp_path / name).write_bytes(content)
-        field = seen.page.locator("#picture input[type=file]")
-        field.set_input_files(str(tmp_path / name))
+        seen.page.locator("#picture input[type=file]").set_input_files(str(tmp_path / name))
         toast = seen.page.get_by_test_id("toast-body").first
         toast.wait_for()
         told = toast.inner_text()
-        assert "Send" in told and "Traceback" not in told and str(tmp_path) not in told, (name, told)
+        assert (
+            re.search("[Ss]end", told)
+            and str(tmp_path) not in told
+            and "Error" not in seen.page.locator("#overlay").inner_text()
+        ), told
         if name == "text.png":
             seen.keep("demo_refusal")
         seen.page.get_by_test_id("toast-close").first.click()
-        seen.page.locator("#picture").get_by_label("Clear").or_(seen.page.locator("#picture button[title=Clear]")).first.click()
-        seen.page.wait_for_selector("#picture input[type=file]", state="attached")
+        toast.wait_for(state="detached")
+        seen.page.wait_for_function("!document.querySelector('#picture img')")  # it is taken away
     seen.pick_example()
     assert seen.legend()
 
@@ -349,11 +351,12 @@ def test_the_keyboard_is_enough(visit):
     before = seen.drawn("#register-map img")
     first = seen.chosen()
     seen.page.locator("#register input:checked").focus()
-    seen.page.keyboard.press("ArrowDown")
+    seen.page.keyboard.press("Tab")
+    seen.page.keyboard.press("Space")
     seen.drawn("#register-map img", before)
     assert seen.chosen() != first
     seen.page.get_by_role("tab", name="Parts").focus()
-    seen.page.keyboard.press("ArrowRight")
+    seen.page.keyboard.press("Tab")
     seen.page.keyboard.press("Enter")
     seen.drawn("#compare img")
     parts = len(seen.page.locator("#legend li").all())
@@ -373,8 +376,7 @@ def test_a_phone_shows_all_of_it(visit):
     overlay.scroll_into_view_if_needed()
     before, box = seen.source("#register-map img"), overlay.bounding_box()
     assert box["width"] > 300
-    for x in (0.03, 0.5):
-        seen.page.touchscreen.tap(box["x"] + x * box["width"], box["y"] + 0.5 * box["height"])
+    seen.page.touchscreen.tap(box["x"] + 0.5 * box["width"], box["y"] + 0.5 * box["height"])
     seen.drawn("#register-map img", before)
     seen.keep("demo_phone")
 
