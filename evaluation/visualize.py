@@ -1,8 +1,9 @@
-"""Pictures of part maps and of registers, without true masks.
+"""Pictures of part maps and of registers, without true masks: what the demo shows, as files.
 
 python -m evaluation.visualize IMAGE... --model FOLDER_OR_ID --output DIR
 python -m evaluation.visualize --dataset NAME_OR_PATH --model FOLDER_OR_ID --output DIR
-python -m evaluation.visualize --dataset NAME_OR_PATH --model FOLDER_OR_ID --output DIR --registers 3 7
+python -m evaluation.visualize IMAGE... --model FOLDER_OR_ID --output DIR --registers 3 7 --figure figure.pdf
+python -m evaluation.visualize IMAGE... --model FOLDER_OR_ID --output DIR --video FOLDER_AT_STEP_100 FOLDER_AT_STEP_200 ...
 """
 
 import argparse
@@ -12,26 +13,30 @@ from itertools import islice
 from pathlib import Path
 from typing import get_args
 
+import numpy as np
 from PIL import Image
 from transformers.utils.logging import disable_progress_bar
 
 from evaluation.data_sets import decode_image, open_images
+from evaluation.part_figure import draw_figure
+from evaluation.part_video import draw_video
 from evaluation.segmenters import ImageBatch, load_rats, rats_segmenter
 from modeling_rats.configuration_rats import PartSimilarity
 from modeling_rats.image_inputs_rats import rgb_image
 from modeling_rats.image_parts import look
 from modeling_rats.visualization import draw_part_map, draw_registers, side_by_side
 
-GALLERY = "registers.png"
+GALLERY, VIDEO = "registers.png", "parts.gif"
 
 
-def draw_part_maps(images: Iterable[tuple[str, Image.Image]], segment, folder: Path) -> list[Path]:
+def draw_part_maps(images: Iterable[tuple[str, Image.Image]], segment, folder: Path, with_numbers: bool = False) -> list[Path]:
     """Draws each named RGB image beside its part map, as PNG.
 
     Args:
         images: Name and RGB image.
         segment: A segmenter of `evaluation.segmenters`.
         folder: Where the pictures go; made if missing.
+        with_numbers: Write each register's number on its part.
 
     Returns:
         The paths of the pictures.
@@ -41,7 +46,8 @@ def draw_part_maps(images: Iterable[tuple[str, Image.Image]], segment, folder: P
     for name, image in images:
         (label_map,) = segment(ImageBatch([image], [(image.height, image.width)], []))
         paths.append(folder / f"{name}.png")
-        side_by_side([image, draw_part_map(image, label_map)], captions=["image", "parts"]).save(paths[-1])
+        labels = {int(register): str(register) for register in np.unique(label_map)} if with_numbers else None
+        side_by_side([image, draw_part_map(image, label_map, labels=labels)], captions=["image", "parts"]).save(paths[-1])
     return paths
 
 
@@ -78,6 +84,19 @@ def run(arguments: Sequence[str] | None = None) -> list[Path]:
         metavar="R",
         help=f"draw these registers over all images, too, a row each, as {GALLERY}; all of them if no number is given",
     )
+    parser.add_argument("--numbers", action="store_true", help="write each register's number on its part")
+    parser.add_argument(
+        "--figure",
+        metavar="FILE",
+        help="draw images, parts and registers for print (those of --registers, or the five of the most pixels), into this "
+        ".pdf, .svg or .png of DIR",
+    )
+    parser.add_argument(
+        "--video",
+        nargs="+",
+        metavar="MODEL",
+        help=f"models of one training in order (training.export_checkpoints); their part maps of the images become {VIDEO}",
+    )
     parser.add_argument("--output", required=True, type=Path, metavar="DIR")
     given = parser.parse_args(arguments)
     if bool(given.images) == bool(given.dataset):
@@ -99,13 +118,22 @@ def run(arguments: Sequence[str] | None = None) -> list[Path]:
         )
         images = _read_rows(islice(rows, given.num_pictures), column)
     named = list(images)
-    paths = draw_part_maps(named, segment, given.output)
-    if given.registers is not None and named:
+    paths = draw_part_maps(named, segment, given.output, given.numbers)
+    if given.figure is not None or given.registers is not None:
         size = {} if given.image_size is None else {"size": {"height": given.image_size, "width": given.image_size}}
-        similarities = [look(image, model, processor, **size).similarities for _, image in named]
-        gallery = draw_registers([image for _, image in named], similarities, given.registers or registers)
+        looked = [look(image, model, processor, **size) for _, image in named]
+    if given.registers is not None and named:
+        gallery = draw_registers(
+            [image for _, image in named], [one.similarities for one in looked], given.registers or registers
+        )
         gallery.save(given.output / GALLERY)
         paths.append(given.output / GALLERY)
+    if given.figure is not None:
+        paths.append(given.output / given.figure)
+        draw_figure(looked, paths[-1], given.registers or None)
+    if given.video is not None:
+        paths.append(given.output / VIDEO)
+        draw_video([image for _, image in named], given.video, paths[-1], given.image_size)
     print(f"{len(paths)} pictures in {given.output}")
     return paths
 

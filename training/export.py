@@ -27,23 +27,27 @@ _BACKBONE = "backbone."
 
 
 def teacher_model(run: Run) -> PreTrainedModel:
-    """The teacher on this rank's device, in evaluation mode.
-
-    RatsForPartSegmentation, with a variant of RATS its RatsVariantForPartSegmentation, and the bare backbone of a twin.
+    """The teacher on this rank's device, in evaluation mode (see `model_of_teacher`).
 
     All ranks must call it: FSDP gathers the weights.
     """
-    settings = run.settings
+    return model_of_teacher(run.settings, whole_weights(run.teacher)).to(run.accelerator.device)
+
+
+def model_of_teacher(settings: Settings, weights: Mapping[str, torch.Tensor]) -> PreTrainedModel:
+    """The model of a teacher's weights, in evaluation mode.
+
+    RatsForPartSegmentation, with a variant of RATS its RatsVariantForPartSegmentation, and the bare backbone of a twin.
+    """
     config = build_config(settings.model, settings.data.global_crop_size)
     with torch.random.fork_rng(devices=[]):  # the weights drawn here, on the CPU, are replaced at once
         if settings.model.model_type in RATS_TYPES:
             model: PreTrainedModel = RATS_FOR_PARTS[config.model_type](config)
         else:
             model, _ = build_backbone_and_head(settings.model.model_type, config)
-    weights = whole_weights(run.teacher)
     own = {name.removeprefix(_BACKBONE): value for name, value in weights.items() if name.startswith(_BACKBONE)}
     model.base_model.load_state_dict(own)
-    return model.to(run.accelerator.device).eval()
+    return model.eval()
 
 
 def build_processor(settings: Settings) -> RatsImageProcessor | ViTImageProcessor:

@@ -1,11 +1,12 @@
 """Pictures of part maps from files and from data sets."""
 
 import datasets
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from evaluation.visualize import GALLERY, main
+from evaluation.visualize import GALLERY, VIDEO, main
 from modeling_rats import RatsForPartSegmentation, RatsImageProcessor
 
 
@@ -47,6 +48,24 @@ def test_registers_are_drawn_over_all_images_a_row_each(model_folder, tmp_path):
     assert some.name == every.name == GALLERY
     with pytest.raises(SystemExit):
         main([*arguments, "--registers", "8"])
+
+
+def test_figure_video_and_numbers_come_with_the_part_maps(model_folder, tmp_path):
+    Image.effect_noise((64, 48), 90).save(tmp_path / "a.png")
+    arguments = [str(tmp_path / "a.png"), "--model", model_folder, "--output"]
+    (plain,) = main([*arguments, str(tmp_path / "plain")])
+    more = ["--numbers", "--figure", "figure.pdf", "--video", model_folder, model_folder, "--image_size", "64"]
+    paths = main([*arguments, str(tmp_path / "out"), *more])
+    assert [path.name for path in paths] == ["a.png", "figure.pdf", VIDEO] and all(path.is_file() for path in paths)
+    assert Image.open(paths[2]).n_frames == 1  # the same twice is one longer
+    assert (np.asarray(Image.open(paths[0])) == 0).sum() > (np.asarray(Image.open(plain)) == 0).sum()  # numbers have outlines
+
+
+@pytest.mark.parametrize("option, message", [(["--figure", "a.jpg"], "must be a .pdf"), (["--video", "no/model"], "no/model")])
+def test_what_cannot_be_drawn_is_told(model_folder, tmp_path, option, message):
+    Image.effect_noise((64, 48), 90).save(tmp_path / "a.png")
+    with pytest.raises(SystemExit, match=message):
+        main([str(tmp_path / "a.png"), "--model", model_folder, "--out", str(tmp_path / "out"), *option])
 
 
 def test_bad_requests_are_told(model_folder, tmp_path, capsys):
