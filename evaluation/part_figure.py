@@ -16,7 +16,7 @@ from modeling_rats.visualization import draw_part_map, draw_similarity, similari
 
 SUFFIXES = (".pdf", ".svg", ".png")
 CELL_INCHES, DPI = 1.1, 300
-GAPS = {"w_pad": 0.01, "h_pad": 0.01, "wspace": 0.01, "hspace": 0.01}  # inches, and shares of a picture
+GAP = 0.01  # inches around a picture, and its share between pictures
 DRAWN_PX = 512  # shorter side at which a small image is drawn, so that borders of parts stay thin
 
 
@@ -48,9 +48,8 @@ def draw_figure(looked: Sequence[ImageParts], path: Path, registers: Sequence[in
         drawn = [draw_similarity(image, one, color, low, high) for image, one in zip(images, similarities, strict=True)]
         rows.append((f"register {register}", drawn))
     with matplotlib.rc_context({"pdf.fonttype": 42, "svg.fonttype": "none", "font.size": 7}):
-        figure = Figure(
-            figsize=(CELL_INCHES * len(images) + 0.3, CELL_INCHES * len(rows)), layout=ConstrainedLayoutEngine(**GAPS)
-        )
+        layout = ConstrainedLayoutEngine(w_pad=GAP, h_pad=GAP, wspace=GAP, hspace=GAP)
+        figure = Figure(figsize=(CELL_INCHES * len(images) + 0.3, CELL_INCHES * len(rows)), layout=layout)
         grid = figure.subplots(len(rows), len(images), squeeze=False)
         for (name, pictures), of_row in zip(rows, grid, strict=True):
             for picture, axes in zip(pictures, of_row, strict=True):
