@@ -14,7 +14,7 @@ from part_viewer import PartOptions, PartViewer, ViewedPicture
 from picture_upload import PictureField, Upload, UploadRefused
 from PIL import Image
 
-KEPT_S, CLEANED_EVERY_S = 600, 60  # how long files, and what is remembered of a visitor, stay after their last use
+KEPT_S, CLEANED_EVERY_S = 600, 60  # how long files stay, and what is remembered of a visitor after the last click
 INPUT_SCALES = (1.0, 1.5, 2.0)  # resolutions to choose from, by the model's own
 MAX_INPUT_PX = 1024
 TITLE = "RATS: parts without labels"
@@ -22,8 +22,8 @@ WELCOME = f"""# {TITLE}
 Pick a picture and click on it: the register that owns the place lights up, here and on other pictures. Nobody told the model
 what a part is. [How it works](https://arxiv.org/abs/2606.14701)
 
-Your picture is processed on this server, and nowhere else. It is kept for you to look at, and deleted ten minutes after you
-last used it. Nobody else sees it, and nothing is learnt from it."""
+Your picture is processed on this server, and nowhere else. It is kept for you to look at: its file for ten minutes, what was made
+of it until ten minutes after your last click. Nobody else sees it, and nothing is learnt from it."""
 ATTENTION = "One head of one layer, counted from 0. A map's colour goes from 0 to its largest value; in the table black is 1."
 DOWNLOAD = "Masks at the size of your picture: a PNG of register numbers + 1 (0: no part), and COCO's JSON."
 GALLERY: dict[str, Any] = {"columns": 4, "height": "auto", "object_fit": "contain", "format": "jpeg", "allow_preview": False}
@@ -75,15 +75,22 @@ class DemoPage:
         sizes = [sizes[0], *(size for size in sizes[1:] if size <= MAX_INPUT_PX)]
         self.size = gr.Radio(sizes, value=sizes[0], label="Resolution (pixels)", elem_id="size")
         most = self.config.num_registers
-        self.most_parts = gr.Slider(1, most, most, step=1, label="Most parts", elem_id="most-parts")
-        self.merging = gr.Slider(
+        self.max_parts = gr.Slider(1, most, most, step=1, label="Most parts", elem_id="most-parts")
+        self.merge_threshold = gr.Slider(
             0.5, 1.0, 1.0, step=0.01, label="Merge registers whose maps agree", info="correlation; 1: none", elem_id="merging"
         )
-        self.least_area = gr.Slider(0, 20, 0, step=0.5, label="Least part (% of the picture)", elem_id="least-area")
+        self.min_area_percent = gr.Slider(0, 20, 0, step=0.5, label="Least part (% of the picture)", elem_id="least-area")
         self.smooth = gr.Checkbox(False, label="Smooth borders", elem_id="smooth")
         has_dictionary = self.viewer.dictionary is not None
         self.named = gr.Checkbox(False, label="Names from the dictionary", visible=has_dictionary, elem_id="named")
-        self.controls: list[Any] = [self.size, self.most_parts, self.merging, self.least_area, self.smooth, self.named]
+        self.controls: list[Any] = [
+            self.size,
+            self.max_parts,
+            self.merge_threshold,
+            self.min_area_percent,
+            self.smooth,
+            self.named,
+        ]
 
     def _lay_out_parts(self) -> gr.Tab:
         with gr.Tab("Parts", id="parts") as tab:
@@ -252,14 +259,14 @@ class DemoPage:
         self,
         picture: Upload | UploadRefused | None,
         size: int,
-        most_parts: int,
-        merging: float,
-        least_area: float,
+        max_parts: int,
+        merge_threshold: float,
+        min_area_percent: float,
         smooth: bool,
         named: bool,
     ) -> dict:
         """The parts of a picture: COCO's JSON, and as `part_map` base64 of a PNG of register numbers + 1."""
-        viewed = self._asked(picture, size, most_parts, merging, least_area, smooth, named)
+        viewed = self._asked(picture, size, max_parts, merge_threshold, min_area_percent, smooth, named)
         return {**self.viewer.coco_file(viewed), "part_map": _base64_png(self.viewer.part_map_file(viewed))}
 
     def api_click(
@@ -268,14 +275,14 @@ class DemoPage:
         x: float,
         y: float,
         size: int,
-        most_parts: int,
-        merging: float,
-        least_area: float,
+        max_parts: int,
+        merge_threshold: float,
+        min_area_percent: float,
         smooth: bool,
         named: bool,
     ) -> dict:
         """The register of the part at a pixel of a picture, and as `map` base64 of a PNG of where it is similar."""
-        viewed = self._asked(picture, size, most_parts, merging, least_area, smooth, named)
+        viewed = self._asked(picture, size, max_parts, merge_threshold, min_area_percent, smooth, named)
         width, height = viewed.size
         if x >= width or y >= height:
             raise gr.Error(f"x={x}, y={y} is not in the picture, {width} x {height} pixels.", print_exception=False)
@@ -305,8 +312,8 @@ def _drawn(title: str, elem_id: str) -> gr.Image:
         return gr.Image(label=title, alt_text=title, elem_id=elem_id, **shown)
 
 
-def _options(most_parts: int, merging: float, least_area: float, smooth: bool, named: bool) -> PartOptions:
-    return PartOptions(int(most_parts), None if merging >= 1 else merging, least_area, smooth, named)
+def _options(max_parts: int, merge_threshold: float, min_area_percent: float, smooth: bool, named: bool) -> PartOptions:
+    return PartOptions(int(max_parts), None if merge_threshold >= 1 else merge_threshold, min_area_percent, smooth, named)
 
 
 def _remembered(viewed: ViewedPicture | None) -> ViewedPicture:

@@ -54,6 +54,8 @@ def _read_payload(self: gr.Image, payload: Any) -> "Upload | UploadRefused | Non
         # Gradio checks what bears its mark, which one may leave out.
         if not path.is_relative_to(Path(self.GRADIO_CACHE).resolve()):
             raise UploadRefused("Send the picture as a file; paths of the server are not read.")
+        if not path.is_file():  # deleted after a while
+            raise UploadRefused("This picture is not kept any more. Pick it again, or send it again.")
         return Upload(read_upload(path), Path(payload.orig_name or path.name).name)
     except UploadRefused as refusal:
         return refusal

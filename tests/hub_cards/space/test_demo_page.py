@@ -49,7 +49,7 @@ def test_segment_answers_as_the_viewer(client, viewer, bird):
     answer = ask(client)
     assert np.array_equal(np.asarray(decoded(answer.pop("part_map"))), np.asarray(viewer.part_map_file(viewed)))
     assert answer == json.loads(json.dumps(viewer.coco_file(viewed)))
-    few = ask(client, most_parts=3, merging=0.9, least_area=5, smooth=True, named=True, size=192)
+    few = ask(client, max_parts=3, merge_threshold=0.9, min_area_percent=5, smooth=True, named=True, size=192)
     options = PartOptions(3, 0.9, 5, True, True)
     assert few["annotations"] == viewer.coco_file(viewer.view(bird, BIRD.name, 192, options))["annotations"]
     assert {one["name"] for one in few["categories"]} & set(viewer.dictionary.names)
@@ -72,7 +72,7 @@ def test_a_program_is_told_what_is_wrong_and_the_server_goes_on(client, server, 
     wrong = [
         ({"path": tmp_path / "text.png"}, "This is no JPEG, PNG"),
         ({"path": tmp_path / "cut.jpg"}, "damaged or was cut off"),
-        ({"most_parts": 99}, "Value 99 is greater than maximum value 16"),
+        ({"max_parts": 99}, "Value 99 is greater than maximum value 16"),
         ({"size": 5000}, "not in the list of choices"),
         ({"api_name": "/click", "x": 128, "y": 0}, "x=128, y=0 is not in the picture, 128 x 128 pixels"),
     ]
@@ -105,7 +105,7 @@ def test_a_file_that_is_too_large_is_not_taken(server):
 
 def test_thirty_at_once_are_all_answered(server):
     def segment(number):
-        return len(ask(gradio_client.Client(server.url, verbose=False), most_parts=1 + number % 5)["annotations"])
+        return len(ask(gradio_client.Client(server.url, verbose=False), max_parts=1 + number % 5)["annotations"])
 
     with ThreadPoolExecutor(30) as pool:
         assert list(pool.map(segment, range(30))) == [1 + number % 5 for number in range(30)]
@@ -115,6 +115,29 @@ def _jpeg():
     file = io.BytesIO()
     Image.effect_noise((256, 256), 90).save(file, format="JPEG")
     return file.getvalue()
+
+
+@pytest.fixture
+def page(viewer):
+    from demo_page import DemoPage
+
+    return DemoPage(viewer, [str(BIRD)], "tiny")
+
+
+def test_what_is_not_kept_any_more_is_told(page, viewer, tmp_path):
+    """A deleted file, and a visitor who is not remembered, wherever that shows."""
+    page.picture.GRADIO_CACHE = str(tmp_path)
+    gone = page.picture.preprocess(page.picture.data_model(path=str(tmp_path / "gone.png")))
+    assert "not kept any more" in gone.message
+    gradio = pytest.importorskip("gradio")
+    for ask_page in (lambda: page.pick_place(None, None), lambda: page.show_register(None, 3)):
+        with pytest.raises(gradio.Error, match="not kept any more"):
+            ask_page()
+    assert page.other_parts(None, 3, 128, 16, 1.0, 0, False, False) == {page.viewed: None}
+    for name in page.tab:
+        assert page.show_tab(name, None, viewer.dictionary.names[0], 0, 0)[page.shown_tab] == name
+    files = [component for component in page.blocks.blocks.values() if isinstance(component, gradio.State)]
+    assert page.viewed.time_to_live == 600 and page.blocks.delete_cache == (60, 600) and page.viewed in files
 
 
 # In a browser
@@ -397,7 +420,7 @@ def test_fifty_visitors_for_a_minute_lose_nothing_and_memory_stays_flat(server):
             if answered[number] % 2:
                 assert ask(clients[number], "/click", x=3 + number, y=60)["register"] is not None
             else:
-                assert len(ask(clients[number], most_parts=3)["annotations"]) == 3
+                assert len(ask(clients[number], max_parts=3)["annotations"]) == 3
             seconds.append(time.monotonic() - asked)
             answered[number] += 1
 
