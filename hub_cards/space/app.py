@@ -26,10 +26,25 @@ MAX_WAITING = 100  # requests; one more is told so
 AT_ONCE = 2  # requests of one kind
 VISITORS = 200  # of whom something is remembered
 DICTIONARY = "dictionary"
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 STYLE = """
 .legend {list-style: none; padding: 0; margin: 0}
 .swatch {display: inline-block; width: 1em; height: 1em; margin-right: .5em; border: 1px solid #888; vertical-align: -2px}
 """
+
+
+def find_examples(folder: Path) -> list[Path]:
+    """The pictures of a folder, in order of their names.
+
+    Raises:
+        FileNotFoundError: If it holds none.
+    """
+    pictures = sorted(path for path in folder.glob("*") if path.suffix.lower() in SUFFIXES)
+    if not pictures:
+        raise FileNotFoundError(
+            f"The folder of example pictures {folder} holds none; it must hold {', '.join(SUFFIXES)} files. Name another."
+        )
+    return pictures
 
 
 def load_viewer(model: str, revision: str, dictionary: str | None, examples: list[Path]) -> PartViewer:
@@ -61,10 +76,9 @@ def main() -> None:
         sys.exit(
             "RATS_MODEL is not set; it must be the Hub name or the folder of a RATS model. In a Space set it as a variable."
         )
-    folder = Path(os.environ.get("RATS_EXAMPLES") or Path(__file__).with_name("examples"))
-    examples = sorted(path for path in folder.iterdir() if path.suffix.lower() in {".png", ".jpg", ".jpeg", ".webp"})
     revision = os.environ.get("RATS_REVISION") or MAIN
     try:
+        examples = find_examples(Path(os.environ.get("RATS_EXAMPLES") or Path(__file__).with_name("examples")))
         viewer = load_viewer(model, revision, os.environ.get("RATS_DICTIONARY"), examples)
     except (OSError, ValueError, UploadRefused) as error:
         sys.exit(f"The demo cannot start: {error}")

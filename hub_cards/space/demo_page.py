@@ -22,8 +22,8 @@ WELCOME = f"""# {TITLE}
 Pick a picture and click on it: the register that owns the place lights up, here and on other pictures. Nobody told the model
 what a part is. [How it works](https://arxiv.org/abs/2606.14701)
 
-Your picture is processed on this server, and nowhere else. It is kept for you to look at: its file for ten minutes, what was made
-of it until ten minutes after your last click. Nobody else sees it, and nothing is learnt from it."""
+Your picture is processed on this server, and nowhere else. It is kept for you to look at: its file for ten minutes, what was
+made of it until ten minutes after your last click. Nobody else sees it, and nothing is learnt from it."""
 ATTENTION = "One head of one layer, counted from 0. A map's colour goes from 0 to its largest value; in the table black is 1."
 DOWNLOAD = "Masks at the size of your picture: a PNG of register numbers + 1 (0: no part), and COCO's JSON."
 GALLERY: dict[str, Any] = {"columns": 4, "height": "auto", "object_fit": "contain", "format": "jpeg", "allow_preview": False}
