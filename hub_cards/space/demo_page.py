@@ -1,7 +1,5 @@
 """The page: what is where, and what happens on which event. What it shows is made by `part_viewer`."""
 
-import base64
-import io
 import json
 import uuid
 from collections.abc import Sequence
@@ -10,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import gradio as gr
+from demo_api import offer_api
 from part_viewer import PartOptions, PartViewer, ViewedPicture
 from picture_upload import PictureField, Upload, UploadRefused
-from PIL import Image
 
 KEPT_S, CLEANED_EVERY_S = 600, 60  # how long files stay, and what is remembered of a visitor after the last click
 INPUT_SCALES = (1.0, 1.5, 2.0)  # resolutions to choose from, by the model's own
@@ -62,7 +60,7 @@ class DemoPage:
                     }
             gr.Markdown(f"Model: {model_name}")
             self._listen()
-            self._offer_api()
+            offer_api(viewer, self.picture, self.controls)
 
     # What is where
 
@@ -168,7 +166,7 @@ class DemoPage:
     def new_picture(self, upload: Upload | UploadRefused | None, size: int, *controls: Any) -> dict:
         """Look at a picture, and show its parts and the register of the largest; or say why not, and show nothing."""
         if isinstance(upload, Upload):
-            return self._segmented(self.viewer.view(upload.image, upload.name, size, _options(*controls)), None)
+            return self._segmented(self.viewer.view(upload.image, upload.name, size, PartOptions.of(*controls)), None)
         if upload is not None:
             gr.Warning(upload.message)
         nothing = [self.picture, self.viewed, self.overlay, self.register_map, self.in_examples, self.legend]
@@ -178,7 +176,7 @@ class DemoPage:
         """Show the parts of the same picture that other settings give."""
         if viewed is None:
             return {self.viewed: None}
-        return self._segmented(self.viewer.view_again(viewed, _options(*controls)), register)
+        return self._segmented(self.viewer.view_again(viewed, PartOptions.of(*controls)), register)
 
     def _segmented(self, viewed: ViewedPicture, register: int | None) -> dict:
         present = [part["register"] for part in viewed.segments]
@@ -247,62 +245,6 @@ class DemoPage:
         (folder / f"{stem}-parts.json").write_text(json.dumps(self.viewer.coco_file(viewed)), encoding="utf-8")
         return [str(path) for path in sorted(folder.iterdir())]
 
-    # For programs
-
-    def _offer_api(self) -> None:
-        answer, button = gr.JSON(visible=False), gr.Button(visible=False)
-        x, y = gr.Number(0, minimum=0, visible=False), gr.Number(0, minimum=0, visible=False)
-        button.click(self.api_segment, [self.picture, *self.controls], answer, api_name="segment")
-        button.click(self.api_click, [self.picture, x, y, *self.controls], answer, api_name="click")
-
-    def api_segment(
-        self,
-        picture: Upload | UploadRefused | None,
-        size: int,
-        max_parts: int,
-        merge_threshold: float,
-        min_area_percent: float,
-        smooth: bool,
-        named: bool,
-    ) -> dict:
-        """The parts of a picture: COCO's JSON, and as `part_map` base64 of a PNG of register numbers + 1."""
-        viewed = self._asked(picture, size, max_parts, merge_threshold, min_area_percent, smooth, named)
-        return {**self.viewer.coco_file(viewed), "part_map": _base64_png(self.viewer.part_map_file(viewed))}
-
-    def api_click(
-        self,
-        picture: Upload | UploadRefused | None,
-        x: float,
-        y: float,
-        size: int,
-        max_parts: int,
-        merge_threshold: float,
-        min_area_percent: float,
-        smooth: bool,
-        named: bool,
-    ) -> dict:
-        """The register of the part at a pixel of a picture, and as `map` base64 of a PNG of where it is similar."""
-        viewed = self._asked(picture, size, max_parts, merge_threshold, min_area_percent, smooth, named)
-        width, height = viewed.size
-        if x >= width or y >= height:
-            raise gr.Error(f"x={x}, y={y} is not in the picture, {width} x {height} pixels.", print_exception=False)
-        register = viewed.register_at(x * viewed.shown.width / width, y * viewed.shown.height / height)
-        (found,) = [part for part in viewed.segments if part["register"] == register] or [{"head": None, "score": None}]
-        return {
-            "register": register,
-            "head": found["head"],
-            "score": found["score"],
-            "name": viewed.names.get(register),
-            "map": _base64_png(self.viewer.register_map(viewed, register)),
-        }
-
-    def _asked(self, picture: Upload | UploadRefused | None, size: int, *controls: Any) -> ViewedPicture:
-        if picture is None:
-            raise gr.Error("No picture was sent; send a file.", print_exception=False)
-        if isinstance(picture, UploadRefused):
-            raise picture
-        return self.viewer.view(picture.image, picture.name, size, _options(*controls))
-
 
 def _drawn(title: str, elem_id: str) -> gr.Image:
     """A picture below its title, which gradio would lay over it."""
@@ -312,17 +254,7 @@ def _drawn(title: str, elem_id: str) -> gr.Image:
         return gr.Image(label=title, alt_text=title, elem_id=elem_id, **shown)
 
 
-def _options(max_parts: int, merge_threshold: float, min_area_percent: float, smooth: bool, named: bool) -> PartOptions:
-    return PartOptions(int(max_parts), None if merge_threshold >= 1 else merge_threshold, min_area_percent, smooth, named)
-
-
 def _remembered(viewed: ViewedPicture | None) -> ViewedPicture:
     if viewed is None:
         raise gr.Error("This picture is not kept any more. Pick it again.", print_exception=False)
     return viewed
-
-
-def _base64_png(picture: Image.Image) -> str:
-    file = io.BytesIO()
-    picture.save(file, format="PNG")
-    return base64.b64encode(file.getvalue()).decode("ascii")

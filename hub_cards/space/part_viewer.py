@@ -46,6 +46,11 @@ class PartOptions:
     smooth: bool = False
     named: bool = False
 
+    @classmethod
+    def of(cls, max_parts: float, merge_threshold: float, min_area_percent: float, smooth: bool, named: bool) -> "PartOptions":
+        """From the values of the page's controls; a threshold of 1 merges nothing."""
+        return cls(int(max_parts), None if merge_threshold >= 1 else merge_threshold, min_area_percent, smooth, named)
+
 
 @dataclass(frozen=True)
 class ViewedPicture:

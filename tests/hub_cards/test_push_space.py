@@ -31,7 +31,15 @@ def test_a_space_arrives_whole_with_its_settings_and_a_second_push_changes_nothi
     repository = hub_with_model.repositories[f"spaces/{NAME}"]
     assert [commit.message for commit in repository.commits] == ["initial commit", "First try"]
     files = repository.head.files
-    assert {"app.py", "demo_page.py", "part_viewer.py", "picture_upload.py", "requirements.txt", "README.md"} <= files.keys()
+    assert {
+        "app.py",
+        "demo_api.py",
+        "demo_page.py",
+        "part_viewer.py",
+        "picture_upload.py",
+        "requirements.txt",
+        "README.md",
+    } <= files.keys()
     assert "modeling_rats/__init__.py" in files and "examples/bird_03.png" in files
     assert not any("__pycache__" in path for path in files)
     assert hub_with_model.variables[NAME] == SETTINGS and hub_with_model.sdks[NAME] == "gradio"
