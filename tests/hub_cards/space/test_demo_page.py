@@ -443,3 +443,24 @@ def test_fifty_visitors_for_a_minute_lose_nothing_and_memory_stays_flat(server):
     )
     assert min(answered) >= 2
     assert ended < 1.1 * settled + 20
+
+
+@pytest.mark.slow
+def test_who_finds_the_queue_full_is_told_and_the_others_are_answered(server, client):
+    uploaded = httpx.post(f"{server.url}gradio_api/upload", files={"files": ("bird.png", BIRD.read_bytes())}).json()[0]
+    payload = {"data": [{"path": uploaded, "meta": MARK}, *REST]}
+    with ThreadPoolExecutor(40) as pool:
+        asked = list(
+            pool.map(lambda _: httpx.post(f"{server.url}gradio_api/call/segment", json=payload, timeout=60), range(300))
+        )
+    refused = [answer for answer in asked if answer.status_code != 200]
+    assert refused and all("Queue is full" in answer.text for answer in refused)
+    events = [answer.json()["event_id"] for answer in asked if answer.status_code == 200]
+    assert len(events) >= 100
+
+    def answer_of(event):
+        return httpx.get(f"{server.url}gradio_api/call/segment/{event}", timeout=120).text
+
+    with ThreadPoolExecutor(20) as pool:
+        assert all(answer.startswith("event: complete") for answer in pool.map(answer_of, events[:100]))
+    assert len(ask(client)["annotations"]) > 3
