@@ -8,13 +8,17 @@ Settings, as environment variables (in a Space: its variables):
 """
 
 import os
+import signal
 import sys
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
-from demo_page import DemoPage
+from demo_page import AT_ONCE, CLEANED_EVERY_S, KEPT_S, DemoPage
 from part_viewer import PartViewer
 from picture_upload import MAX_FILE_BYTES, UploadRefused, read_upload
+from safe_server import RequestGuard, keep_forgetting
+from starlette.middleware import Middleware
 from transformers import AutoImageProcessor
 from transformers.utils import cached_file
 
@@ -23,7 +27,6 @@ from modeling_rats.part_dictionary import ENTRIES_FILE, PartDictionary
 
 MAIN = "main"
 MAX_WAITING = 100  # requests; one more is told so
-AT_ONCE = 2  # requests of one kind
 VISITORS = 200  # of whom something is remembered
 DICTIONARY = "dictionary"
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
@@ -55,7 +58,9 @@ def load_viewer(model: str, revision: str, dictionary: str | None, examples: lis
     processor = AutoImageProcessor.from_pretrained(model, revision=revision)
     known = _load_dictionary(model, revision, dictionary)
     pictures = [(path.stem, read_upload(path)) for path in examples]
-    return PartViewer(loaded, processor, pictures, None if known is None else known.with_model(loaded, processor))
+    name = Path(model).resolve().name if Path(model).is_dir() else model
+    told = name if revision == MAIN else f"{name} at {revision}"
+    return PartViewer(loaded, processor, pictures, None if known is None else known.with_model(loaded, processor), told)
 
 
 def _load_dictionary(model: str, revision: str, dictionary: str | None) -> PartDictionary | None:
@@ -82,17 +87,26 @@ def main() -> None:
         viewer = load_viewer(model, revision, os.environ.get("RATS_DICTIONARY"), examples)
     except (OSError, ValueError, UploadRefused) as error:
         sys.exit(f"The demo cannot start: {error}")
-    name = model if not Path(model).is_dir() else Path(model).resolve().name
-    page = DemoPage(viewer, [str(path) for path in examples], name if revision == MAIN else f"{name} at {revision}")
-    torch.set_num_threads(max(1, (os.cpu_count() or 1) // AT_ONCE))
-    page.blocks.queue(max_size=MAX_WAITING, default_concurrency_limit=AT_ONCE)
-    page.blocks.launch(
-        max_file_size=MAX_FILE_BYTES,
-        state_session_capacity=VISITORS,
-        ssr_mode=False,
-        footer_links=["api"],
-        css=STYLE,
-    )
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit())  # so that files are deleted then, too
+    with TemporaryDirectory(prefix="rats-demo-") as files:
+        os.environ["GRADIO_TEMP_DIR"] = files  # by default all of gradio's apps on a machine share one
+        page = DemoPage(viewer, [str(path) for path in examples])
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) // AT_ONCE))
+        page.blocks.queue(max_size=MAX_WAITING, api_open=False)  # closed, or programs could go past the queue
+        guard = Middleware(RequestGuard, max_upload_bytes=MAX_FILE_BYTES)
+        page.blocks.launch(
+            prevent_thread_lock=True,
+            max_file_size=MAX_FILE_BYTES,
+            state_session_capacity=VISITORS,
+            app_kwargs={"middleware": [guard]},
+            ssr_mode=False,
+            run_history=False,
+            enable_monitoring=False,
+            footer_links=["api"],
+            css=STYLE,
+        )
+        keep_forgetting(page.blocks, Path(files), KEPT_S, CLEANED_EVERY_S)
+        page.blocks.block_thread()
 
 
 if __name__ == "__main__":

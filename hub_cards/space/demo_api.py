@@ -32,7 +32,8 @@ class DemoApi:
     ) -> dict:
         """The parts of a picture: COCO's JSON, and as `part_map` base64 of a PNG of register numbers + 1."""
         viewed = self._look(picture, size, max_parts, merge_threshold, min_area_percent, smooth, named)
-        return {**self.viewer.coco_file(viewed), "part_map": _base64_png(self.viewer.part_map_file(viewed))}
+        part_map, told = self.viewer.mask_files(viewed)
+        return {**told, "part_map": _base64_png(part_map)}
 
     def click(
         self,
@@ -66,16 +67,23 @@ class DemoApi:
             raise gr.Error("No picture was sent; send a file.", print_exception=False)
         if isinstance(picture, UploadRefused):
             raise picture
-        return self.viewer.view(picture.image, picture.name, size, PartOptions.of(*controls))
+        return self.viewer.view(picture.image, picture.name, int(size), PartOptions.of(*controls))
 
 
-def offer_api(viewer: PartViewer, picture: Any, controls: list[Any]) -> None:
-    """Make `/segment` and `/click` part of the page that is being built; its fields tell kinds, ranges and defaults."""
+def offer_api(viewer: PartViewer, picture: Any, controls: list[Any], **shared: Any) -> None:
+    """Make `/segment` and `/click` part of the page that is being built; its fields tell kinds, ranges and defaults.
+
+    Args:
+        viewer: With the model.
+        picture: The field of the picture.
+        controls: Those of the settings.
+        shared: Options of both events.
+    """
     api = DemoApi(viewer)
     answer, button = gr.JSON(visible=False), gr.Button(visible=False)
     x, y = gr.Number(0, minimum=0, visible=False), gr.Number(0, minimum=0, visible=False)
-    button.click(api.segment, [picture, *controls], answer, api_name="segment")
-    button.click(api.click, [picture, x, y, *controls], answer, api_name="click")
+    button.click(api.segment, [picture, *controls], answer, api_name="segment", **shared)
+    button.click(api.click, [picture, x, y, *controls], answer, api_name="click", **shared)
 
 
 def _base64_png(picture: Image.Image) -> str:

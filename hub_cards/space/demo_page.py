@@ -13,6 +13,8 @@ from part_viewer import PartOptions, PartViewer, ViewedPicture
 from picture_upload import PictureField, Upload, UploadRefused
 
 KEPT_S, CLEANED_EVERY_S = 600, 60  # how long files stay, and what is remembered of a visitor after the last click
+AT_ONCE = 2  # events that compute at the same time, whatever their kind
+TOGETHER: dict[str, Any] = {"concurrency_id": "model", "concurrency_limit": AT_ONCE}
 INPUT_SCALES = (1.0, 1.5, 2.0)  # resolutions to choose from, by the model's own
 MAX_INPUT_PX = 1024
 TITLE = "RATS: parts without labels"
@@ -34,13 +36,12 @@ class DemoPage:
     Args:
         viewer: With the model and its example pictures.
         examples: Files of the example pictures.
-        model_name: As it is told to visitors.
 
     Attributes:
         blocks: The page, to be launched.
     """
 
-    def __init__(self, viewer: PartViewer, examples: Sequence[str], model_name: str):
+    def __init__(self, viewer: PartViewer, examples: Sequence[str]):
         self.viewer, self.config = viewer, viewer.config
         with gr.Blocks(title=TITLE, analytics_enabled=False, delete_cache=(CLEANED_EVERY_S, KEPT_S)) as self.blocks:
             gr.Markdown(WELCOME)
@@ -58,9 +59,9 @@ class DemoPage:
                         "attention": self._lay_out_attention(),
                         "download": self._lay_out_download(),
                     }
-            gr.Markdown(f"Model: {model_name}")
+            gr.Markdown(f"Model: {viewer.model_name}")
             self._listen()
-            offer_api(viewer, self.picture, self.controls)
+            offer_api(viewer, self.picture, self.controls, **TOGETHER)
 
     # What is where
 
@@ -73,7 +74,7 @@ class DemoPage:
         sizes = [sizes[0], *(size for size in sizes[1:] if size <= MAX_INPUT_PX)]
         self.size = gr.Radio(sizes, value=sizes[0], label="Resolution (pixels)", elem_id="size")
         most = self.config.num_registers
-        self.max_parts = gr.Slider(1, most, most, step=1, label="Most parts", elem_id="most-parts")
+        self.max_parts = gr.Slider(1, max(most, 2), max(most, 2), step=1, label="Most parts", elem_id="most-parts")
         self.merge_threshold = gr.Slider(
             0.5, 1.0, 1.0, step=0.01, label="Merge registers whose maps agree", info="correlation; 1: none", elem_id="merging"
         )
@@ -95,7 +96,9 @@ class DemoPage:
             with gr.Row():
                 self.overlay = _drawn("Parts: click on one", "overlay")
                 self.register_map = _drawn("Its register here", "register-map")
-            self.register = gr.Radio([], label="Register", elem_id="register")
+            # Any may be chosen: the visitor's own choices are gone once the visitor is forgotten, and a choice must be known.
+            every = list(range(self.config.num_registers))
+            self.register = gr.Radio(every, label="Register", visible=False, elem_id="register")
             self.in_examples = _drawn("The same register on other pictures", "in-examples")
             self.legend = gr.HTML(elem_id="legend")
         return tab
@@ -121,11 +124,11 @@ class DemoPage:
         return tab
 
     def _lay_out_attention(self) -> gr.Tab:
-        last_layer, last_head = self.config.num_hidden_layers - 1, self.config.num_attention_heads - 1
+        layers, heads = list(range(self.config.num_hidden_layers)), list(range(self.config.num_attention_heads))
         with gr.Tab("Attention", id="attention") as tab:
             gr.Markdown(ATTENTION)
-            self.layer = gr.Slider(0, last_layer, last_layer, step=1, label="Layer", elem_id="layer")
-            self.head = gr.Slider(0, last_head, 0, step=1, label="Head", elem_id="head")
+            self.layer = gr.Radio(layers, value=layers[-1], label="Layer", elem_id="layer")
+            self.head = gr.Radio(heads, value=0, label="Head", elem_id="head")
             self.compress = gr.Gallery(label="Compress: what registers take from patches", elem_id="compress", **GALLERY)
             self.communicate = _drawn("Communicate: what registers (rows) take from one another", "communicate")
             self.broadcast = gr.Gallery(label="Broadcast: what patches take from registers", elem_id="broadcast", **GALLERY)
@@ -143,9 +146,18 @@ class DemoPage:
         segmented = [self.viewed, self.overlay, self.legend, self.register, self.register_map, self.in_examples]
         of_register = [self.viewed, self.register, self.register_map, self.in_examples]
         asked = [self.viewed, self.entry, self.layer, self.head]
-        tab_views = [self.shown_tab, self.compare, self.gallery, self.entry_map, self.entry_in_examples, self.entries]
+        tab_views = [
+            self.viewed,
+            self.shown_tab,
+            self.compare,
+            self.gallery,
+            self.entry_map,
+            self.entry_in_examples,
+            self.entries,
+        ]
         tab_views += [self.compress, self.communicate, self.broadcast, self.files]
         unlisted: dict[str, Any] = {"api_visibility": "private", "show_progress": "minimal", "trigger_mode": "always_last"}
+        unlisted |= TOGETHER
 
         seen_anew, shown = [self.picture.change, self.size.change], [self.picture, *segmented]
         new = gr.on(seen_anew, self.new_picture, [self.picture, *self.controls], shown, **unlisted)
@@ -160,22 +172,23 @@ class DemoPage:
             tab.select(partial(self.show_tab, name), asked, tab_views, **unlisted)
         self.entry.change(partial(self.show_tab, "dictionary"), asked, tab_views, **unlisted)
         self.entries.select(self.pick_entry, None, self.entry, **unlisted)
-        for slider in (self.layer, self.head):
-            slider.change(partial(self.show_tab, "attention"), asked, tab_views, **unlisted)
+        for choice in (self.layer, self.head):
+            choice.input(partial(self.show_tab, "attention"), asked, tab_views, **unlisted)
 
     def new_picture(self, upload: Upload | UploadRefused | None, size: int, *controls: Any) -> dict:
         """Look at a picture, and show its parts and the register of the largest; or say why not, and show nothing."""
         if isinstance(upload, Upload):
-            return self._segmented(self.viewer.view(upload.image, upload.name, size, PartOptions.of(*controls)), None)
+            return self._segmented(self.viewer.view(upload.image, upload.name, int(size), PartOptions.of(*controls)), None)
         if upload is not None:
             gr.Warning(upload.message)
         nothing = [self.picture, self.viewed, self.overlay, self.register_map, self.in_examples, self.legend]
-        return {self.register: gr.Radio([], value=None), **dict.fromkeys(nothing)}
+        return {self.register: gr.Radio(value=None, visible=False), **dict.fromkeys(nothing)}
 
     def other_parts(self, viewed: ViewedPicture | None, register: int | None, size: int, *controls: Any) -> dict:
         """Show the parts of the same picture that other settings give."""
-        if viewed is None:
+        if viewed is None and register is None:  # no picture yet
             return {self.viewed: None}
+        viewed = _remembered(viewed)
         return self._segmented(self.viewer.view_again(viewed, PartOptions.of(*controls)), register)
 
     def _segmented(self, viewed: ViewedPicture, register: int | None) -> dict:
@@ -199,7 +212,7 @@ class DemoPage:
         choices = [(self.viewer.name_of(viewed, one), one) for one in present]
         return {
             self.viewed: viewed,  # so that it stays ten minutes from now
-            self.register: gr.Radio(choices, value=register),
+            self.register: gr.Radio(choices, value=register, visible=True),
             self.register_map: self.viewer.register_map(viewed, register),
             self.in_examples: self.viewer.register_in_examples(viewed, register),
         }
@@ -217,7 +230,7 @@ class DemoPage:
         """What the open tab shows of a picture or of parts that have changed; another one may have been opened meanwhile."""
         views = self.show_tab(name, *asked)
         del views[self.shown_tab]
-        return views or {self.shown_tab: gr.skip()}
+        return views
 
     def show_tab(self, name: str, viewed: ViewedPicture | None, entry: str | None, layer: int, head: int) -> dict:
         """What a tab shows; the first one is kept up to date anyway."""
@@ -234,15 +247,15 @@ class DemoPage:
             views |= dict(zip((self.compress, self.communicate, self.broadcast), maps, strict=True))
         elif name == "download":
             views[self.files] = None if viewed is None else self._write_files(viewed)
-        return {self.shown_tab: name, **views}
+        return {self.viewed: viewed, self.shown_tab: name, **views}
 
     def _write_files(self, viewed: ViewedPicture) -> list[str]:
         """Files in gradio's own folder, from which it deletes them after a while."""
         folder = Path(self.files.GRADIO_CACHE) / uuid.uuid4().hex
         folder.mkdir(parents=True)
-        stem = Path(viewed.name).stem
-        self.viewer.part_map_file(viewed).save(folder / f"{stem}-parts.png")
-        (folder / f"{stem}-parts.json").write_text(json.dumps(self.viewer.coco_file(viewed)), encoding="utf-8")
+        stem, (part_map, told) = Path(viewed.name).stem, self.viewer.mask_files(viewed)
+        part_map.save(folder / f"{stem}-parts.png")
+        (folder / f"{stem}-parts.json").write_text(json.dumps(told), encoding="utf-8")
         return [str(path) for path in sorted(folder.iterdir())]
 
 

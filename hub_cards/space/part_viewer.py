@@ -26,6 +26,7 @@ MAX_SIDE_PX = 1024  # of a picture as it is kept while somebody looks at it
 SHOWN_SIDE_PX = 640  # of a picture as it is drawn
 TILE_PX = 240  # of a picture in a gallery
 EXAMPLE_COLUMNS = 5
+ENTRY_COLOR = (255, 200, 0)  # of any entry: registers have theirs
 
 
 @dataclass(frozen=True)
@@ -95,6 +96,10 @@ class PartViewer:
         image_processor: Its own.
         examples: Names and RGB pictures, among which a register or an entry is shown.
         dictionary: Of this model, or None.
+        model_name: As it is told to visitors.
+
+    Raises:
+        ValueError: If the processor does not say height and width.
     """
 
     def __init__(
@@ -103,10 +108,14 @@ class PartViewer:
         image_processor: Any,
         examples: Sequence[tuple[str, Image.Image]],
         dictionary: PartDictionary | None = None,
+        model_name: str = "RATS",
     ):
         self.model, self.image_processor, self.dictionary = model, image_processor, dictionary
-        self.config = model.config
-        self.input_px = (image_processor.size["height"] + image_processor.size["width"]) // 2
+        self.config, self.model_name = model.config, model_name
+        size = image_processor.size
+        if not (size.get("height") and size.get("width")):
+            raise ValueError(f"The image processor's size={dict(size)} must have height and width; save it with both.")
+        self.input_px = (size["height"] + size["width"]) // 2
         self.examples = list(examples)
         self.example_parts = [self._look(image, self.input_px) for _, image in self.examples]
         self.colors = register_colors(self.config.num_registers)
@@ -238,15 +247,12 @@ class PartViewer:
 
     # Files
 
-    def part_map_file(self, picture: ViewedPicture) -> Image.Image:
-        """The part map at the picture's own size, see `part_map_image`."""
-        return part_map_image(self._segment(picture, picture.options, picture.size[::-1])[0])
-
-    def coco_file(self, picture: ViewedPicture) -> dict[str, Any]:
-        """The parts in COCO's layout at the picture's own size, with the model's name in `info`."""
+    def mask_files(self, picture: ViewedPicture) -> tuple[Image.Image, dict[str, Any]]:
+        """The parts at the picture's own size: the part map (see `part_map_image`), and COCO's layout as plain values."""
         segmentation, segments = self._segment(picture, picture.options, picture.size[::-1])
         told = coco_annotations(picture.name, segmentation, segments, picture.names)
-        return {"info": {"description": f"Parts by {self.config.name_or_path or 'RATS'}, without labels"}, **told}
+        description = f"Parts by {self.model_name}, without labels"
+        return part_map_image(segmentation), {"info": {"description": description}, **told}
 
     def _look(self, image: Image.Image, input_px: int) -> ImageParts:
         return look(image, self.model, self.image_processor, **self._input(input_px))
@@ -276,8 +282,7 @@ class PartViewer:
     def _draw_entry(self, image: Image.Image, parts: ImageParts, name: str) -> Image.Image:
         assert self.dictionary is not None
         (heat,) = self.dictionary.localize(parts.outputs, name)
-        color = register_colors(len(self.dictionary))[self.dictionary.names.index(name)].tolist()
-        return draw_entry(image, heat, self.dictionary[name].threshold, color)
+        return draw_entry(image, heat, self.dictionary[name].threshold, ENTRY_COLOR)
 
     def _registers_of(self, head: int) -> range:
         """The registers that a head holds: its own, or all of them if heads own none."""

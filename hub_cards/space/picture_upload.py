@@ -8,12 +8,14 @@ from typing import Any
 
 import gradio as gr
 from gradio.component_meta import ComponentMeta
+from gradio_client.utils import strip_invalid_filename_characters
 from PIL import Image, UnidentifiedImageError
 
 from modeling_rats.image_inputs_rats import rgb_image
 
 MAX_FILE_BYTES = 20_000_000
-MAX_PIXELS = 40_000_000
+MAX_PIXELS = 25_000_000
+MAX_NAME_BYTES, UNNAMED = 100, "picture.png"
 MIN_SIDE_PX, MAX_ASPECT_RATIO = 16, 16
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")  # others, such as EPS, start programs to be read
 
@@ -56,7 +58,8 @@ def _read_payload(self: gr.Image, payload: Any) -> "Upload | UploadRefused | Non
             raise UploadRefused("Send the picture as a file; paths of the server are not read.")
         if not path.is_file():  # deleted after a while
             raise UploadRefused("This picture is not kept any more. Pick it again, or send it again.")
-        return Upload(read_upload(path), Path(payload.orig_name or path.name).name)
+        name = strip_invalid_filename_characters(Path(payload.orig_name or path.name).name, MAX_NAME_BYTES)
+        return Upload(read_upload(path), name if name[:1] not in ("", ".") else UNNAMED)
     except UploadRefused as refusal:
         return refusal
 

@@ -47,11 +47,11 @@ def test_segment_answers_as_the_viewer(client, viewer, bird):
 
     viewed = viewer.view(bird, BIRD.name, 128, PartOptions())
     answer = ask(client)
-    assert np.array_equal(np.asarray(decoded(answer.pop("part_map"))), np.asarray(viewer.part_map_file(viewed)))
-    assert answer == json.loads(json.dumps(viewer.coco_file(viewed)))
+    assert np.array_equal(np.asarray(decoded(answer.pop("part_map"))), np.asarray(viewer.mask_files(viewed)[0]))
+    assert answer == json.loads(json.dumps(viewer.mask_files(viewed)[1]))
     few = ask(client, max_parts=3, merge_threshold=0.9, min_area_percent=5, smooth=True, named=True, size=192)
     options = PartOptions(3, 0.9, 5, True, True)
-    assert few["annotations"] == viewer.coco_file(viewer.view(bird, BIRD.name, 192, options))["annotations"]
+    assert few["annotations"] == viewer.mask_files(viewer.view(bird, BIRD.name, 192, options))[1]["annotations"]
     assert {one["name"] for one in few["categories"]} & set(viewer.dictionary.names)
 
 
@@ -98,9 +98,28 @@ def test_files_of_the_server_cannot_be_reached(server):
     assert httpx.get(f"{server.url}gradio_api/file=../../../../etc/passwd").status_code in (403, 404)
 
 
-def test_a_file_that_is_too_large_is_not_taken(server):
-    answer = httpx.post(f"{server.url}gradio_api/upload", files={"files": ("large.png", bytes(20_000_001))}, timeout=30)
+def test_what_is_too_large_is_not_taken(server):
+    """A file, several files in one request, and a request that is no upload, told beforehand or not."""
+    upload = f"{server.url}gradio_api/upload"
+    answer = httpx.post(upload, files={"files": ("large.png", bytes(20_000_001))}, timeout=30)
     assert answer.status_code == 413 and "20000000 bytes" in answer.text
+    many = [("files", (f"{number}.png", bytes(8_000_000))) for number in range(3)]
+    assert httpx.post(upload, files=many, timeout=30).status_code == 413
+    answer = httpx.post(f"{server.url}gradio_api/queue/join", content=bytes(1_000_001), timeout=30)
+    assert answer.status_code == 413 and "at most 1000000 bytes" in answer.text
+    chunks = iter([bytes(600_000)] * 2)  # FastAPI makes its own error of the one that stops it reading on
+    assert httpx.post(f"{server.url}gradio_api/queue/join", content=chunks, timeout=30).status_code in (400, 413)
+
+
+def test_there_is_no_way_past_the_queue_and_none_to_what_others_saw(server, client):
+    payload = {"data": [{"path": str(BIRD), "meta": MARK}, *REST]}
+    assert httpx.post(f"{server.url}gradio_api/run/segment", json=payload).status_code == 404
+    for route in ("gradio_api/deep_link?session_hash=x", "gradio_api/runs", "monitoring", "gradio_api/monitoring/summary"):
+        answer = httpx.get(f"{server.url}{route}")
+        assert answer.status_code in (403, 404), (route, answer.status_code, answer.text[:200])
+    kinds = {dependency["id"] for dependency in client.config["dependencies"] if dependency["targets"]}
+    assert len(kinds) > 10
+    assert "/work" not in json.dumps(ask(client)["info"]) and "rats-tiny-synthetic" in ask(client)["info"]["description"]
 
 
 def test_thirty_at_once_are_all_answered(server):
@@ -121,7 +140,7 @@ def _jpeg():
 def page(viewer):
     from demo_page import DemoPage
 
-    return DemoPage(viewer, [str(BIRD)], "tiny")
+    return DemoPage(viewer, [str(BIRD)])
 
 
 def test_what_is_not_kept_any_more_is_told(page, viewer, tmp_path):
@@ -133,7 +152,9 @@ def test_what_is_not_kept_any_more_is_told(page, viewer, tmp_path):
     for ask_page in (lambda: page.pick_place(None, None), lambda: page.show_register(None, 3)):
         with pytest.raises(gradio.Error, match="not kept any more"):
             ask_page()
-    assert page.other_parts(None, 3, 128, 16, 1.0, 0, False, False) == {page.viewed: None}
+    with pytest.raises(gradio.Error, match="not kept any more"):
+        page.other_parts(None, 3, 128, 16, 1.0, 0, False, False)
+    assert page.other_parts(None, None, 128, 16, 1.0, 0, False, False) == {page.viewed: None}  # there is no picture yet
     for name in page.tab:
         assert page.show_tab(name, None, viewer.dictionary.names[0], 0, 0)[page.shown_tab] == name
     files = [component for component in page.blocks.blocks.values() if isinstance(component, gradio.State)]
@@ -313,8 +334,7 @@ def test_attention_is_shown_by_layer_and_head(visit):
     assert "register 0," in seen.page.locator("#compress").inner_text()
     seen.keep("demo_attention")
     before = seen.drawn("#communicate img")
-    seen.page.locator("#head input[type=number]").fill("2")
-    seen.page.keyboard.press("Enter")
+    seen.page.locator("#head label").nth(2).click()
     seen.drawn("#communicate img", before)
     assert "register 8," in seen.page.locator("#compress").inner_text()
 
@@ -336,9 +356,9 @@ def test_masks_are_downloaded_at_the_size_of_the_picture(visit, viewer, tmp_path
             links.nth(number).click()
         files[Path(download.value.suggested_filename).suffix] = Path(download.value.path())
     expected = viewer.view(bird.resize((300, 200)), "my bird.png", 128, PartOptions())
-    assert np.array_equal(np.asarray(Image.open(files[".png"])), np.asarray(viewer.part_map_file(expected)))
+    assert np.array_equal(np.asarray(Image.open(files[".png"])), np.asarray(viewer.mask_files(expected)[0]))
     told = json.loads(files[".json"].read_text())
-    assert told["annotations"] == viewer.coco_file(expected)["annotations"]
+    assert told["annotations"] == viewer.mask_files(expected)[1]["annotations"]
 
 
 @pytest.mark.slow

@@ -30,7 +30,7 @@ def test_parts_are_those_of_the_pipeline(viewer, viewed, bird):
     pipeline = PartSegmentationPipeline(model=viewer.model, image_processor=viewer.image_processor, device="cpu")
     expected = pipeline(bird, size={"height": 128, "width": 128}, ensure_multiple_of=8)
     assert [part["register"] for part in viewed.segments] == [part["register"] for part in expected]
-    numbers = np.asarray(viewer.part_map_file(viewed)).astype(int) - 1
+    numbers = np.asarray(viewer.mask_files(viewed)[0]).astype(int) - 1
     for part in expected:
         assert np.array_equal(numbers == part["register"], np.asarray(part["mask"]) == 255)
 
@@ -66,7 +66,7 @@ def test_parts_bear_names_of_the_dictionary(viewer, viewed, options):
     assert named.names and set(named.names.values()) <= set(viewer.dictionary.names)
     register, name = next(iter(named.names.items()))
     assert f"{name} (register {register})" in viewer.legend(named) and not viewed.names
-    assert name in [one["name"] for one in viewer.coco_file(named)["categories"]]
+    assert name in [one["name"] for one in viewer.mask_files(named)[1]["categories"]]
     assert not np.array_equal(pixels(viewer.overlay(named)), pixels(viewer.overlay(viewed)))
 
 
@@ -139,12 +139,12 @@ def test_files_have_the_size_of_the_picture_as_it_came(viewer, options, bird):
     large = bird.resize((2000, 1500))
     viewed = viewer.view(large, "large.png", 128, options(max_parts=4))
     assert max(viewed.parts.image.size) == 1024 and viewed.shown.size == (640, 480)
-    assert viewer.part_map_file(viewed).size == (2000, 1500)
-    told = viewer.coco_file(viewed)
+    assert viewer.mask_files(viewed)[0].size == (2000, 1500)
+    told = viewer.mask_files(viewed)[1]
     assert told["images"][0] == {"id": 1, "file_name": "large.png", "height": 1500, "width": 2000}
     assert sum(one["area"] for one in told["annotations"]) == 2000 * 1500
     segmentation = viewed.parts.segment((1500, 2000), max_parts=4)["segmentation"]
-    assert np.array_equal(np.asarray(viewer.part_map_file(viewed)), np.asarray(part_map_image(segmentation)))
+    assert np.array_equal(np.asarray(viewer.mask_files(viewed)[0]), np.asarray(part_map_image(segmentation)))
 
 
 @pytest.mark.parametrize("size", [(16, 200), (700, 44)])
