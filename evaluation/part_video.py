@@ -4,6 +4,7 @@ import json
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 
@@ -15,7 +16,9 @@ COLUMNS = 4
 LEAST_HEIGHT_PX = 160  # of an image in a frame
 
 
-def draw_video(images: Sequence[Image.Image], models: Iterable[str], path: Path, image_size_px: int | None = None) -> None:
+def draw_video(
+    images: Sequence[Image.Image], models: Iterable[str], path: Path, image_size_px: int | None = None, **reading: Any
+) -> None:
     """Draw a frame for each model, with the number of its training steps.
 
     Args:
@@ -23,6 +26,7 @@ def draw_video(images: Sequence[Image.Image], models: Iterable[str], path: Path,
         models: Folders or Hub names of models of one training, in order; a register has the same colour in all of them.
         path: The file, .gif or .webp; it is written to a temporary name and renamed.
         image_size_px: Side of the square input; each processor's own by default.
+        reading: `part_layer` and `part_similarity`, if not each model's own.
 
     Raises:
         ValueError: If `path` names another format, or there is no model or no image.
@@ -34,7 +38,7 @@ def draw_video(images: Sequence[Image.Image], models: Iterable[str], path: Path,
     larger = [_at_least(image) for image in images]
     frames = []
     for name in models:
-        model, processor = load_rats(name)
+        model, processor = load_rats(name, **reading)
         segment = rats_segmenter(model, processor, image_size_px)
         maps = [segment(ImageBatch([image], [(image.height, image.width)], []))[0] for image in images]
         drawn = [draw_part_map(shown, label_map) for shown, label_map in zip(larger, maps, strict=True)]

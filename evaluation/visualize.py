@@ -17,8 +17,9 @@ import numpy as np
 from PIL import Image
 from transformers.utils.logging import disable_progress_bar
 
+from evaluation.backbones import read_model_type
 from evaluation.data_sets import decode_image, open_images
-from evaluation.part_figure import draw_figure
+from evaluation.part_figure import SUFFIXES, draw_figure
 from evaluation.part_video import draw_video
 from evaluation.segmenters import ImageBatch, load_rats, rats_segmenter
 from modeling_rats.configuration_rats import PartSimilarity
@@ -101,11 +102,21 @@ def run(arguments: Sequence[str] | None = None) -> list[Path]:
     given = parser.parse_args(arguments)
     if bool(given.images) == bool(given.dataset):
         parser.error("name either image files or a --dataset.")
-    if len({path.stem for path in given.images}) < len(given.images):
-        parser.error("two images have the same name, and their pictures would too; draw them into different folders.")
+    names = [*(path.stem for path in given.images), Path(GALLERY).stem, Path(given.figure or "").stem]
+    if len(set(names)) < len(names):
+        parser.error(
+            "two pictures would have the same name: of two images, or of one and of the gallery or figure. Rename one."
+        )
     if not sys.stderr.isatty():
         disable_progress_bar()  # of transformers, which shows one for loading weights anywhere
-    model, processor = load_rats(given.model, part_layer=given.part_layer, part_similarity=given.part_similarity)
+    if given.figure is not None and (Path(given.figure).name != given.figure or Path(given.figure).suffix not in SUFFIXES):
+        parser.error(
+            f"--figure {given.figure} must be the name of a {', '.join(SUFFIXES)} file, which is written into --output."
+        )
+    reading = {"part_layer": given.part_layer, "part_similarity": given.part_similarity}
+    for name in given.video or []:
+        read_model_type(name)  # before anything is drawn
+    model, processor = load_rats(given.model, **reading)
     registers = range(model.config.num_registers)
     if not set(given.registers or []) <= set(registers):
         parser.error(f"--registers {given.registers} must be from 0 to {registers[-1]}, the model's last.")
@@ -133,7 +144,7 @@ def run(arguments: Sequence[str] | None = None) -> list[Path]:
         draw_figure(looked, paths[-1], given.registers or None)
     if given.video is not None:
         paths.append(given.output / VIDEO)
-        draw_video([image for _, image in named], given.video, paths[-1], given.image_size)
+        draw_video([image for _, image in named], given.video, paths[-1], given.image_size, **reading)
     print(f"{len(paths)} pictures in {given.output}")
     return paths
 

@@ -32,8 +32,10 @@ from hub_cards.repository import (
     prepare_repository,
     refusals_told,
 )
+from modeling_rats import read_image
 
 EXAMPLES = "examples"  # folder of the Space
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")  # of the pictures that the app looks for there
 PLACEHOLDER = "OWNER/NAME"  # of the Space, in its README.md
 HIDDEN = {"__pycache__", ".gradio"}
 
@@ -60,16 +62,15 @@ def push_space(
         message: Of the commit.
 
     Raises:
-        ValueError: If a name is malformed or `examples` holds no pictures.
+        ValueError: If a name is malformed, or `examples` holds no pictures or one that cannot be read.
         PushError: If the Hub cannot be reached or refuses, or there is no such model.
     """
     work_out = changes_of_space(repo_id, model, examples)
     work_out(Snapshot(repo_id))  # what is refused whatever is there leaves no empty Space
     _check_model(model, revision)
     prepare_repository(repo_id, private, SPACE)
-    settings = {"RATS_MODEL": model, "RATS_REVISION": revision or MAIN, "RATS_DICTIONARY": dictionary}
     with refusals_told(repo_id):  # before the files, so that the app finds them when it starts
-        _set_variables(repo_id, settings)
+        _set_variables(repo_id, _variables(model, revision, dictionary))
     return Pushed(*commit(repo_id, work_out, message, repo_type=SPACE))
 
 
@@ -96,9 +97,14 @@ def gather_space(repo_id: str, model: str, examples: Path | None = None) -> dict
         if path.is_file() and not HIDDEN & {*parts} and (examples is None or parts[0] != EXAMPLES):
             files["/".join(parts)] = path.read_bytes()
     if examples is not None:
-        chosen = {f"{EXAMPLES}/{path.name}": path.read_bytes() for path in sorted(examples.iterdir()) if path.is_file()}
-        if not chosen:
-            raise ValueError(f"Folder {examples} holds no files; it must hold the example pictures of the demo.")
+        pictures = sorted(path for path in examples.glob("*") if path.suffix.lower() in SUFFIXES)
+        if not pictures:
+            raise ValueError(
+                f"Folder {examples} holds no {', '.join(SUFFIXES)} files; it must hold the demo's example pictures."
+            )
+        for path in pictures:
+            read_image(path)
+        chosen = {f"{EXAMPLES}/{path.name}": path.read_bytes() for path in pictures}
         files |= chosen
     card = RepoCard((APP / CARD).read_text(encoding="utf-8").replace(PLACEHOLDER, repo_id))
     card.data["models"] = [model]
@@ -128,15 +134,24 @@ def _set_variables(repo_id: str, settings: Mapping[str, str | None]) -> None:
             api.add_space_variable(repo_id, name, value)
 
 
-def dry_run(repo_id: str, model: str, examples: Path | None = None) -> str:
+def _variables(model: str, revision: str | None, dictionary: str | None) -> dict[str, str | None]:
+    return {"RATS_MODEL": model, "RATS_REVISION": revision or MAIN, "RATS_DICTIONARY": dictionary}
+
+
+def dry_run(
+    repo_id: str, model: str, *, revision: str | None = None, dictionary: str | None = None, examples: Path | None = None
+) -> str:
     """What a push would do; nothing is changed, on the Hub or here. Arguments and errors as in `push_space`."""
     work_out = changes_of_space(repo_id, model, examples)
+    _check_model(model, revision)
     with refusals_told(repo_id):
         try:
             snapshot = look(repo_id, repo_type=SPACE)
         except RepositoryNotFoundError:
             snapshot = Snapshot(repo_id, repo_type=SPACE)
-    return describe_change(snapshot, work_out(snapshot))
+    variables = _variables(model, revision, dictionary)
+    told = ", ".join(f"{name}={value}" for name, value in variables.items() if value is not None)
+    return f"Variables: {told}\n{describe_change(snapshot, work_out(snapshot))}"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -145,17 +160,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if given.quiet or not sys.stderr.isatty():
         disable_progress_bars()
     try:
+        shared = {"revision": given.revision, "dictionary": given.dictionary, "examples": given.examples}
         if given.dry_run:
-            print(dry_run(given.repo_id, given.model, given.examples))
+            print(dry_run(given.repo_id, given.model, **shared))
             return
-        pushed = push_space(
-            given.repo_id,
-            given.model,
-            revision=given.revision,
-            dictionary=given.dictionary,
-            examples=given.examples,
-            private=given.private or None,
-        )
+        pushed = push_space(given.repo_id, given.model, private=given.private or None, **shared)
     except (OSError, ValueError, PushError) as error:
         raise SystemExit(str(error)) from error
     if not given.quiet:

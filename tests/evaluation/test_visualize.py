@@ -61,11 +61,27 @@ def test_figure_video_and_numbers_come_with_the_part_maps(model_folder, tmp_path
     assert (np.asarray(Image.open(paths[0])) == 0).sum() > (np.asarray(Image.open(plain)) == 0).sum()  # numbers have outlines
 
 
-@pytest.mark.parametrize("option, message", [(["--figure", "a.jpg"], "must be a .pdf"), (["--video", "no/model"], "no/model")])
-def test_what_cannot_be_drawn_is_told(model_folder, tmp_path, option, message):
+@pytest.mark.parametrize(
+    "option, message",
+    [
+        (["--figure", "b.jpg"], "must be the name of a .pdf, .svg, .png file"),
+        (["--figure", "../b.pdf"], "must be the name of a"),
+        (["--figure", "a.png"], "would have the same name"),
+        (["--video", "no/model"], "no/model"),
+    ],
+)
+def test_what_cannot_be_drawn_is_told_before_anything_is(model_folder, tmp_path, capsys, option, message):
     Image.effect_noise((64, 48), 90).save(tmp_path / "a.png")
-    with pytest.raises(SystemExit, match=message):
+    with pytest.raises(SystemExit) as stopped:
         main([str(tmp_path / "a.png"), "--model", model_folder, "--out", str(tmp_path / "out"), *option])
+    assert message in capsys.readouterr().err + str(stopped.value) and not (tmp_path / "out").exists()
+
+
+def test_an_image_called_like_the_gallery_is_refused(model_folder, tmp_path, capsys):
+    Image.effect_noise((64, 48), 90).save(tmp_path / "registers.jpg")
+    with pytest.raises(SystemExit):
+        main([str(tmp_path / "registers.jpg"), "--model", model_folder, "--output", str(tmp_path), "--registers"])
+    assert "would have the same name" in capsys.readouterr().err
 
 
 def test_bad_requests_are_told(model_folder, tmp_path, capsys):

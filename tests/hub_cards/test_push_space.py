@@ -10,14 +10,23 @@ import pytest
 import yaml
 from huggingface_hub import RepoCard
 from packaging.requirements import Requirement
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from hub_cards.demo import SPACE
-from hub_cards.push_space import gather_space, main, push_space
+from hub_cards.push_space import SUFFIXES, gather_space, main, push_space
 from hub_cards.repository import PushError
 
 ROOT = Path(__file__).resolve().parents[2]
 NAME, MODEL = "owner/rats-demo", "owner/rats"
 SETTINGS = {"RATS_MODEL": MODEL, "RATS_REVISION": "main"}
+
+
+def find_suffixes():
+    """Those that the app looks for, read from its source: it imports gradio."""
+    tree = ast.parse((SPACE / "app.py").read_text())
+    (value,) = [node.value for node in tree.body if isinstance(node, ast.Assign) and node.targets[0].id == "SUFFIXES"]
+    return ast.literal_eval(value)
 
 
 @pytest.fixture
@@ -58,10 +67,12 @@ def test_a_space_with_its_own_examples_model_and_revision(hub_with_model, tmp_pa
     model = hub_with_model.repositories[MODEL]
     model.branches["v1"] = list(model.branches["main"])
     hub_with_model.commit_to(repository, {"notes.md": b"mine", "modeling_rats/old.py": b""})
+    (tmp_path / "notes.txt").write_text("not to be sent")
     (tmp_path / "car.png").write_bytes((SPACE / "examples" / "car_06.png").read_bytes())
     push_space(NAME, MODEL, revision="v1", dictionary="owner/parts", examples=tmp_path)
     files = repository.head.files
     assert [path for path in files if path.startswith("examples/")] == ["examples/car.png"]
+    assert find_suffixes() == SUFFIXES
     assert "notes.md" in files and "modeling_rats/old.py" not in files
     expected = SETTINGS | {"RATS_REVISION": "v1", "RATS_DICTIONARY": "owner/parts"}
     assert hub_with_model.variables[NAME] == expected
@@ -136,10 +147,16 @@ def test_what_cannot_be_pushed_leaves_no_space(hub_with_model, tmp_path):
         push_space("demo", MODEL)
     with pytest.raises(ValueError, match="must be named owner/name"):
         push_space(NAME, "rats")
-    with pytest.raises(ValueError, match="holds no files"):
+    (tmp_path / "notes.txt").write_text("not to be sent")
+    with pytest.raises(ValueError, match=r"holds no \.png, "):
         push_space(NAME, MODEL, examples=tmp_path)
-    (tmp_path / "notes.txt").write_text("token hf_" + "a" * 34)
-    with pytest.raises(ValueError, match=r"examples/notes\.txt holds what looks like a secret"):
+    (tmp_path / "a.png").write_text("no picture")
+    with pytest.raises(ValueError, match=r"a\.png'\) cannot be read as an image"):
+        push_space(NAME, MODEL, examples=tmp_path)
+    picture = PngInfo()
+    picture.add_text("comment", "token hf_" + "a" * 34)
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png", pnginfo=picture)
+    with pytest.raises(ValueError, match=r"examples/a\.png holds what looks like a secret"):
         push_space(NAME, MODEL, examples=tmp_path)
     assert not [name for name in hub_with_model.repositories if name.startswith("spaces/")]
 
@@ -155,11 +172,17 @@ def test_a_private_space_is_made_private_and_a_public_one_refused(hub_with_model
 def test_the_command_line_pushes_and_shows_what_it_would_push(hub_with_model, capsys):
     main(["--repo_id", NAME, "--model", MODEL, "--dry_run"])
     shown = capsys.readouterr().out
-    assert "which would be made" in shown and "add app.py" in shown and f"+- {MODEL}" in shown
+    assert (
+        f"Variables: RATS_MODEL={MODEL}, RATS_REVISION=main" in shown
+        and "which would be made" in shown
+        and "add app.py" in shown
+        and f"+- {MODEL}" in shown
+    )
     assert f"spaces/{NAME}" not in hub_with_model.repositories
     main(["--repo_id", NAME, "--model", MODEL])
     assert "files changed" in capsys.readouterr().out
     main(["--repo_id", NAME, "--model", MODEL, "--dry_run"])
     assert "nothing to push" in capsys.readouterr().out
-    with pytest.raises(SystemExit, match="There is no model"):
-        main(["--repo_id", NAME, "--model", "owner/nothing", "--quiet"])
+    for more in (["--quiet"], ["--dry_run"]):
+        with pytest.raises(SystemExit, match="There is no model"):
+            main(["--repo_id", NAME, "--model", "owner/nothing", *more])
