@@ -31,6 +31,10 @@ VISITORS = 200  # of whom something is remembered
 DICTIONARY = "dictionary"
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 STYLE = """
+@media (min-width: 800px) {  /* on a narrow screen picture, views and settings follow one another */
+  #main {display: grid; grid-template-columns: minmax(260px, 1fr) 3fr; grid-template-rows: auto 1fr; align-items: start}
+  #views {grid-column: 2; grid-row: 1 / span 2}
+}
 .legend {list-style: none; padding: 0; margin: 0}
 .swatch {display: inline-block; width: 1em; height: 1em; margin-right: .5em; border: 1px solid #888; vertical-align: -2px}
 """

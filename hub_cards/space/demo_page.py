@@ -47,10 +47,10 @@ class DemoPage:
             gr.Markdown(WELCOME)
             self.viewed = gr.State(None, time_to_live=KEPT_S)
             self.shown_tab = gr.State("parts")
-            with gr.Row():
-                with gr.Column(scale=1, min_width=280):
-                    self._lay_out_controls(examples)
-                with gr.Column(scale=3, min_width=300), gr.Tabs() as self.tabs:
+            with gr.Row(elem_id="main"):
+                with gr.Column(scale=1, min_width=260):
+                    self._lay_out_picture(examples)
+                with gr.Column(scale=3, min_width=300, elem_id="views"), gr.Tabs() as self.tabs:
                     self.tab = {
                         "parts": self._lay_out_parts(),
                         "compare": self._lay_out_compare(),
@@ -59,16 +59,20 @@ class DemoPage:
                         "attention": self._lay_out_attention(),
                         "download": self._lay_out_download(),
                     }
+                with gr.Column(scale=1, min_width=260):
+                    self._lay_out_controls()
             gr.Markdown(f"Model: {viewer.model_name}")
             self._listen()
             offer_api(viewer, self.picture, self.controls, **TOGETHER)
 
     # What is where
 
-    def _lay_out_controls(self, examples: Sequence[str]) -> None:
+    def _lay_out_picture(self, examples: Sequence[str]) -> None:
         self.picture = PictureField(label="Picture", sources=["upload", "clipboard"], height=240, elem_id="picture")
         if examples:
             gr.Examples([[path] for path in examples], [self.picture], examples_per_page=len(examples), elem_id="examples")
+
+    def _lay_out_controls(self) -> None:
         patch = max(self.config.patch_height_width)
         sizes = [round(scale * self.viewer.input_px / patch) * patch for scale in INPUT_SCALES]
         sizes = [sizes[0], *(size for size in sizes[1:] if size <= MAX_INPUT_PX)]
