@@ -385,7 +385,7 @@ _ENDPOINTS = [
     (f"POST /api/{_KIND}/{_NAME}/branch/(.+)", HubServer.make_branch),
     (f"POST /api/{_KIND}/{_NAME}/preupload/([^/]+)", HubServer.preupload),
     (f"POST /api/{_KIND}/{_NAME}/commit/([^/]+)", HubServer.commit),
-    (f"POST /(spaces/)?{_NAME}.git/info/lfs/objects/batch", HubServer.large_files),
+    (f"POST /((?:spaces/)?){_NAME}.git/info/lfs/objects/batch", HubServer.large_files),
     ("PUT /lfs/([0-9a-f]{64})", HubServer.take_large_file),
     (f"(?:GET|HEAD) /{_NAME}/resolve/([^/]+)/(.+)", HubServer.resolve),
     (
