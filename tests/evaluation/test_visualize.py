@@ -67,7 +67,7 @@ def test_figure_video_and_numbers_come_with_the_part_maps(model_folder, tmp_path
         (["--figure", "b.jpg"], "must be the name of a .pdf, .svg, .png file"),
         (["--figure", "../b.pdf"], "must be the name of a"),
         (["--figure", "a.png"], "would have the same name"),
-        (["--video", "no/model"], "no/model"),
+        (["--video", "outputs/no/model"], "outputs/no/model"),  # three names, which the Hub is not asked for
     ],
 )
 def test_what_cannot_be_drawn_is_told_before_anything_is(model_folder, tmp_path, capsys, option, message):

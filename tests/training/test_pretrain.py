@@ -284,6 +284,7 @@ def test_an_interrupted_run_ends_as_an_uninterrupted_one(make_arguments, finishe
     assert_same_end(tmp_path, finished)
 
 
+@pytest.mark.slow
 def test_a_run_with_loader_workers_can_be_resumed_when_it_is_the_turn_of_any_of_them(make_arguments, tmp_path):
     whole, rest = tmp_path / "whole", tmp_path / "rest"
     pretrain.main(make_arguments(whole, num_workers=2))
@@ -355,6 +356,7 @@ def wait_until(reached, *processes, timeout_s=120):
         time.sleep(0.002)
 
 
+@pytest.mark.slow
 def test_a_run_killed_ten_times_ends_as_one_that_was_not(make_arguments, tmp_path):
     """SIGKILL at random moments, many of them while a checkpoint is written."""
     settings = {"steps": 400, "checkpoint_steps": 2, "log_steps": 5, "learning_rate": 0.01, "quiet": True}
