@@ -7,8 +7,10 @@ import os
 import re
 import shutil
 import statistics
+import struct
 import threading
 import time
+import zlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -128,6 +130,12 @@ def test_thirty_at_once_are_all_answered(server):
 
     with ThreadPoolExecutor(30) as pool:
         assert list(pool.map(segment, range(30))) == [1 + number % 5 for number in range(30)]
+
+
+def _png_of_size(width, height):
+    """A PNG that promises so many pixels and holds none."""
+    head = struct.pack(">4sIIBBBBB", b"IHDR", width, height, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + head + struct.pack(">I", zlib.crc32(head))
 
 
 def _jpeg():
@@ -364,6 +372,7 @@ def test_masks_are_downloaded_at_the_size_of_the_picture(visit, viewer, tmp_path
 @pytest.mark.slow
 def test_each_bad_file_is_told_and_the_page_goes_on(visit, server, tmp_path):
     bad = {"text.png": b"no picture", "cut.jpg": _jpeg()[:1500], "empty.png": b"", "drawing.svg": b"<svg></svg>"}
+    bad |= {"large.jpg": _jpeg() + bytes(20_000_000), "bomb.png": _png_of_size(60_000, 60_000)}
     seen = visit()
     for name, content in bad.items():
         (tmp_path / name).write_bytes(content)
@@ -372,7 +381,7 @@ def test_each_bad_file_is_told_and_the_page_goes_on(visit, server, tmp_path):
         toast.wait_for()
         told = toast.inner_text()
         assert (
-            re.search("[Ss]end", told)
+            re.search("[Ss]end|[Ss]hrink|maximum", told)
             and str(tmp_path) not in told
             and "Error" not in seen.page.locator("#overlay").inner_text()
         ), told
