@@ -78,6 +78,12 @@ def _load_dictionary(model: str, revision: str, dictionary: str | None) -> PartD
     return PartDictionary.from_pretrained(model, revision=revision, subfolder=DICTIONARY)
 
 
+def _leave(number: int, frame: object) -> None:
+    """End as at Ctrl-C, so that visitors' files are deleted; a second signal does not hinder that."""
+    signal.signal(number, signal.SIG_IGN)
+    sys.exit()
+
+
 def main() -> None:
     """Read the settings, load everything, and serve until interrupted."""
     model = os.environ.get("RATS_MODEL")
@@ -91,7 +97,7 @@ def main() -> None:
         viewer = load_viewer(model, revision, os.environ.get("RATS_DICTIONARY"), examples)
     except (OSError, ValueError, UploadRefused) as error:
         sys.exit(f"The demo cannot start: {error}")
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit())  # so that files are deleted then, too
+    signal.signal(signal.SIGTERM, _leave)
     with TemporaryDirectory(prefix="rats-demo-") as files:
         os.environ["GRADIO_TEMP_DIR"] = files  # by default all of gradio's apps on a machine share one
         page = DemoPage(viewer, [str(path) for path in examples])

@@ -54,7 +54,8 @@ def server(tmp_path_factory):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    environment = os.environ | {"GRADIO_TEMP_DIR": str(folder / "files"), "HF_HUB_OFFLINE": "1", "HOME": str(folder)}
+    (folder / "tmp").mkdir()
+    environment = os.environ | {"TMPDIR": str(folder / "tmp"), "HF_HUB_OFFLINE": "1", "HOME": str(folder)}
     command = [sys.executable, "-m", "hub_cards.demo", "--port", str(port)]
     with (folder / "log.txt").open("w") as log:
         process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=subprocess.STDOUT)
@@ -64,7 +65,10 @@ def server(tmp_path_factory):
         yield running
     finally:
         process.terminate()
-        process.wait(timeout=30)
+        time.sleep(0.5)
+        process.terminate()  # a second one changes nothing
+        process.wait(timeout=60)
+    assert not list((folder / "tmp").glob("rats-demo-*"))  # visitors' files are gone
 
 
 def _wait_for(server):
