@@ -70,10 +70,8 @@ def load_viewer(model: str, revision: str, dictionary: str | None, examples: lis
 def _load_dictionary(model: str, revision: str, dictionary: str | None) -> PartDictionary | None:
     if dictionary:
         return PartDictionary.from_pretrained(dictionary)
-    if (
-        cached_file(model, f"{DICTIONARY}/{ENTRIES_FILE}", revision=revision, _raise_exceptions_for_missing_entries=False)
-        is None
-    ):
+    file = f"{DICTIONARY}/{ENTRIES_FILE}"
+    if cached_file(model, file, revision=revision, _raise_exceptions_for_missing_entries=False) is None:
         return None
     return PartDictionary.from_pretrained(model, revision=revision, subfolder=DICTIONARY)
 
