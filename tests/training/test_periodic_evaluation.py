@@ -243,6 +243,7 @@ def test_measuring_disturbs_nothing(tmp_path, data):
     assert torch.equal(views, some_views()) and torch.is_grad_enabled()
 
 
+@pytest.mark.slow
 def test_a_run_ends_with_the_same_weights_whether_it_is_measured_or_not(tmp_path, data):
     small = {name: value for name, value in CONFIG.items() if name != "image_size"}
     small |= {"drop_path_rate": 0.5, "global_crop_size": 32, "local_crop_size": 16, "num_local_crops": 1, "num_workers": 0}

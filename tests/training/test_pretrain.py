@@ -483,6 +483,7 @@ def start_rank(rank, port, arguments, processes=2):
     )
 
 
+@pytest.mark.slow
 def test_a_signal_to_one_of_two_processes_and_its_worker_stops_both_after_the_same_step(make_arguments, tmp_path):
     settings = {"steps": 100_000, "checkpoint_steps": 100_000, "log_steps": 1, "num_workers": 1, "quiet": True}
     with socket.socket() as free:

@@ -36,6 +36,9 @@ JOBS = {  # number of processes -> what they compute one after the other: a star
 }
 
 
+pytestmark = pytest.mark.slow  # trainings of several processes
+
+
 @pytest.fixture(scope="module")
 def start(tiny_settings):
     def start(folder, processes, jobs):
