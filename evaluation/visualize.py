@@ -62,6 +62,39 @@ def main(arguments: Sequence[str] | None = None) -> list[Path]:
 
 def run(arguments: Sequence[str] | None = None) -> list[Path]:
     """Runs the command line; returns the paths of the pictures."""
+    parser = _parser()
+    given = parser.parse_args(arguments)
+    if problem := _problem(given):
+        parser.error(problem)
+    if not sys.stderr.isatty():
+        disable_progress_bar()  # of transformers, which shows one for loading weights anywhere
+    reading = {"part_layer": given.part_layer, "part_similarity": given.part_similarity}
+    for name in given.video or []:
+        read_model_type(name)  # before anything is drawn
+    model, processor = load_rats(given.model, **reading)
+    registers = range(model.config.num_registers)
+    if not set(given.registers or []) <= set(registers):
+        parser.error(f"--registers {given.registers} must be from 0 to {registers[-1]}, the model's last.")
+    named = list(_images(given))
+    images = [image for _, image in named]
+    paths = draw_part_maps(named, rats_segmenter(model, processor, given.image_size), given.output, given.numbers)
+    if given.figure is not None or given.registers is not None:
+        size = {} if given.image_size is None else {"size": {"height": given.image_size, "width": given.image_size}}
+        looked = [look(image, model, processor, **size) for image in images]
+    if given.registers is not None and images:
+        paths.append(given.output / GALLERY)
+        draw_registers(images, [one.similarities for one in looked], given.registers or registers).save(paths[-1])
+    if given.figure is not None:
+        paths.append(given.output / given.figure)
+        draw_figure(looked, paths[-1], given.registers or None)
+    if given.video is not None:
+        paths.append(given.output / VIDEO)
+        draw_video(images, given.video, paths[-1], given.image_size, **reading)
+    print(f"{len(paths)} pictures in {given.output}")
+    return paths
+
+
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m evaluation.visualize", description=__doc__.split("\n")[0])
     parser.add_argument("images", nargs="*", type=Path, metavar="IMAGE", help="image files")
     parser.add_argument("--dataset", help="or a data set: Hub name, folder or file")
@@ -99,54 +132,29 @@ def run(arguments: Sequence[str] | None = None) -> list[Path]:
         help=f"models of one training in order (training.export_checkpoints); their part maps of the images become {VIDEO}",
     )
     parser.add_argument("--output", required=True, type=Path, metavar="DIR")
-    given = parser.parse_args(arguments)
+    return parser
+
+
+def _problem(given: argparse.Namespace) -> str | None:
+    """What of the options cannot be, told before anything is loaded."""
     if bool(given.images) == bool(given.dataset):
-        parser.error("name either image files or a --dataset.")
-    names = [*(path.stem for path in given.images), Path(GALLERY).stem, Path(given.figure or "").stem]
-    if len(set(names)) < len(names):
-        parser.error(
-            "two pictures would have the same name: of two images, or of one and of the gallery or figure. Rename one."
-        )
-    if not sys.stderr.isatty():
-        disable_progress_bar()  # of transformers, which shows one for loading weights anywhere
+        return "name either image files or a --dataset."
     if given.figure is not None and (Path(given.figure).name != given.figure or Path(given.figure).suffix not in SUFFIXES):
-        parser.error(
-            f"--figure {given.figure} must be the name of a {', '.join(SUFFIXES)} file, which is written into --output."
-        )
-    reading = {"part_layer": given.part_layer, "part_similarity": given.part_similarity}
-    for name in given.video or []:
-        read_model_type(name)  # before anything is drawn
-    model, processor = load_rats(given.model, **reading)
-    registers = range(model.config.num_registers)
-    if not set(given.registers or []) <= set(registers):
-        parser.error(f"--registers {given.registers} must be from 0 to {registers[-1]}, the model's last.")
-    segment = rats_segmenter(model, processor, given.image_size)
+        return f"--figure {given.figure} must be the name of a {', '.join(SUFFIXES)} file, which is written into --output."
+    names = [f"{path.stem}.png" for path in given.images]
+    names += [GALLERY] if given.registers is not None else []
+    names += [given.figure] if given.figure is not None else []
+    if len(set(names)) < len(names):
+        return "two pictures would have the same name: of two images, or of one and of the gallery or figure. Rename one."
+    return None
+
+
+def _images(given: argparse.Namespace) -> Iterator[tuple[str, Image.Image]]:
     if given.images:
-        images = _read_files(given.images)
-    else:
-        rows, column = open_images(
-            given.dataset, given.config, given.split or "train", given.image_column, given.dataset_revision
-        )
-        images = _read_rows(islice(rows, given.num_pictures), column)
-    named = list(images)
-    paths = draw_part_maps(named, segment, given.output, given.numbers)
-    if given.figure is not None or given.registers is not None:
-        size = {} if given.image_size is None else {"size": {"height": given.image_size, "width": given.image_size}}
-        looked = [look(image, model, processor, **size) for _, image in named]
-    if given.registers is not None and named:
-        gallery = draw_registers(
-            [image for _, image in named], [one.similarities for one in looked], given.registers or registers
-        )
-        gallery.save(given.output / GALLERY)
-        paths.append(given.output / GALLERY)
-    if given.figure is not None:
-        paths.append(given.output / given.figure)
-        draw_figure(looked, paths[-1], given.registers or None)
-    if given.video is not None:
-        paths.append(given.output / VIDEO)
-        draw_video([image for _, image in named], given.video, paths[-1], given.image_size, **reading)
-    print(f"{len(paths)} pictures in {given.output}")
-    return paths
+        return _read_files(given.images)
+    split = given.split or "train"
+    rows, column = open_images(given.dataset, given.config, split, given.image_column, given.dataset_revision)
+    return _read_rows(islice(rows, given.num_pictures), column)
 
 
 def _read_files(paths: Sequence[Path]) -> Iterator[tuple[str, Image.Image]]:

@@ -119,8 +119,6 @@ def test_there_is_no_way_past_the_queue_and_none_to_what_others_saw(server, clie
     for route in ("gradio_api/deep_link?session_hash=x", "gradio_api/runs", "monitoring", "gradio_api/monitoring/summary"):
         answer = httpx.get(f"{server.url}{route}")
         assert answer.status_code in (403, 404), (route, answer.status_code, answer.text[:200])
-    kinds = {dependency["id"] for dependency in client.config["dependencies"] if dependency["targets"]}
-    assert len(kinds) > 10
     assert ask(client)["info"] == {"description": "Parts by rats-tiny-synthetic, without labels"}  # no path of the server
 
 
@@ -165,8 +163,7 @@ def test_what_is_not_kept_any_more_is_told(page, viewer, tmp_path):
     assert page.other_parts(None, None, 128, 16, 1.0, 0, False, False) == {page.viewed: None}  # there is no picture yet
     for name in page.tab:
         assert page.show_tab(name, None, viewer.dictionary.names[0], 0, 0)[page.shown_tab] == name
-    files = [component for component in page.blocks.blocks.values() if isinstance(component, gradio.State)]
-    assert page.viewed.time_to_live == 600 and page.blocks.delete_cache == (60, 600) and page.viewed in files
+    assert page.viewed.time_to_live == 600 and page.blocks.delete_cache == (60, 600)
 
 
 # In a browser
