@@ -45,7 +45,7 @@ class DemoPage:
         self.viewer, self.config = viewer, viewer.config
         with gr.Blocks(title=TITLE, analytics_enabled=False, delete_cache=(CLEANED_EVERY_S, KEPT_S)) as self.blocks:
             gr.Markdown(WELCOME)
-            self.viewed = gr.State(None, time_to_live=KEPT_S)
+            self.viewed = gr.State(None)  # until its visitor is forgotten, see `safe_server`
             self.shown_tab = gr.State("parts")
             with gr.Row(elem_id="main"):
                 with gr.Column(scale=1, min_width=260):
@@ -148,10 +148,9 @@ class DemoPage:
 
     def _listen(self) -> None:
         segmented = [self.viewed, self.overlay, self.legend, self.register, self.register_map, self.in_examples]
-        of_register = [self.viewed, self.register, self.register_map, self.in_examples]
+        of_register = [self.register, self.register_map, self.in_examples]
         asked = [self.viewed, self.entry, self.layer, self.head]
         tab_views = [
-            self.viewed,
             self.shown_tab,
             self.compare,
             self.gallery,
@@ -199,7 +198,7 @@ class DemoPage:
         present = [part["register"] for part in viewed.segments]
         chosen = register if register is not None and register in present else (present or [viewed.register_at(0, 0)])[0]
         parts = {self.overlay: self.viewer.overlay(viewed), self.legend: self.viewer.legend(viewed)}
-        return parts | self.show_register(viewed, chosen)
+        return {self.viewed: viewed} | parts | self.show_register(viewed, chosen)
 
     def pick_place(self, viewed: ViewedPicture | None, place: gr.SelectData) -> dict:
         """Show the register of the part that was clicked at."""
@@ -215,7 +214,6 @@ class DemoPage:
         present += [] if register in present else [register]
         choices = [(self.viewer.name_of(viewed, one), one) for one in present]
         return {
-            self.viewed: viewed,  # so that it stays ten minutes from now
             self.register: gr.Radio(choices, value=register, visible=True),
             self.register_map: self.viewer.register_map(viewed, register),
             self.in_examples: self.viewer.register_in_examples(viewed, register),
@@ -234,7 +232,7 @@ class DemoPage:
         """What the open tab shows of a picture or of parts that have changed; another one may have been opened meanwhile."""
         views = self.show_tab(name, *asked)
         del views[self.shown_tab]
-        return views
+        return views or {self.shown_tab: gr.skip()}
 
     def show_tab(self, name: str, viewed: ViewedPicture | None, entry: str | None, layer: int, head: int) -> dict:
         """What a tab shows; the first one is kept up to date anyway."""
@@ -251,7 +249,7 @@ class DemoPage:
             views |= dict(zip((self.compress, self.communicate, self.broadcast), maps, strict=True))
         elif name == "download":
             views[self.files] = None if viewed is None else self._write_files(viewed)
-        return {self.viewed: viewed, self.shown_tab: name, **views}
+        return {self.shown_tab: name, **views}
 
     def _write_files(self, viewed: ViewedPicture) -> list[str]:
         """Files in gradio's own folder, from which it deletes them after a while."""

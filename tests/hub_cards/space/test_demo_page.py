@@ -163,7 +163,7 @@ def test_what_is_not_kept_any_more_is_told(page, viewer, tmp_path):
     assert page.other_parts(None, None, 128, 16, 1.0, 0, False, False) == {page.viewed: None}  # there is no picture yet
     for name in page.tab:
         assert page.show_tab(name, None, viewer.dictionary.names[0], 0, 0)[page.shown_tab] == name
-    assert page.viewed.time_to_live == 600 and page.blocks.delete_cache == (60, 600)
+    assert page.blocks.delete_cache == (60, 600)
 
 
 # In a browser
