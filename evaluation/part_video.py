@@ -59,5 +59,9 @@ def _at_least(image: Image.Image) -> Image.Image:
 def _caption(model: str) -> str:
     record = Path(model) / "training.json"
     if record.is_file():
-        return f"{json.loads(record.read_text(encoding='utf-8'))['steps']:,} steps"
+        told = json.loads(record.read_text(encoding="utf-8"))
+        if "steps" in told:
+            return f"{told['steps']:,} steps"
+        if told.get("source", {}).get("epochs") is not None:  # converted from weights of others
+            return f"{told['source']['epochs']:,} epochs"
     return Path(model).name

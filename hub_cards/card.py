@@ -43,6 +43,7 @@ def build_card(
     assets: Collection[str] = (),
     repo_id: str | None = None,
     existing: str | None = None,
+    licence: str | None = None,
 ) -> str:
     """Build the text of a card; nothing is written.
 
@@ -52,6 +53,7 @@ def build_card(
         assets: Files that will be in the folder; those named as in `Assets.places` are shown.
         repo_id: Name on the Hub, owner/name; without it the card's code loads the folder.
         existing: Text of the card that this one replaces; its prose and its own metadata are kept.
+        licence: Of the weights, as an identifier of the Hub; if None that of the existing card, or of where they come from.
 
     Raises:
         ValueError: If `repo_id` or the existing card is malformed.
@@ -61,7 +63,7 @@ def build_card(
     text = segmentation_text if model.is_segmenter else card_text
     name = repo_id.split("/")[-1] if repo_id else text.name_of_architecture(model)
     previous = parse_card(existing)
-    data = build_metadata(model, evaluations, name, previous.data, widget(assets, repo_id))
+    data = build_metadata(model, evaluations, name, previous.data, widget(assets, repo_id), licence)
     body = _render(
         text.TEMPLATE,
         name=name,
@@ -69,9 +71,10 @@ def build_card(
         **text.card_values(model, evaluations),
         recipe=recipe(model.training),
         base_model=model.base_model,
+        source=card_text.describe_source(model),
         evaluations=[evaluation.as_table() for evaluation in evaluations],
         **{name: sorted(place for place in assets if kind_of(place) == kind) for name, kind in SHOWN.items()},
-        license=data.get("license_name") or data.license,
+        license=data.get("license_name") or data.get("license"),
         software_version=version("modeling-rats"),
     )
     return f"---\n{_as_yaml(as_dict(data))}\n---\n\n{merge_body(body, previous.text)}"

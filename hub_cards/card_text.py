@@ -7,6 +7,7 @@ from typing import Any
 from hub_cards.measurements import Evaluation
 from hub_cards.record_text import UNRECORDED, limits_of_scores, told_amount, told_data, told_machine
 from hub_cards.records import ModelRecord, input_size, pixels, training_data
+from hub_cards.weight_source import AUTHORS
 
 TEMPLATE = "model_card.md"
 # part_similarity of the configuration -> how the model reads parts.
@@ -73,12 +74,38 @@ def describe_training(training: Mapping[str, Any] | None) -> dict[str, str]:
     }
 
 
+def describe_source(model: ModelRecord) -> dict[str, str]:
+    """Rows of the table of where converted weights come from; none of weights that were trained here."""
+    if model.source is None:
+        return {}
+    told, repo_id = model.source["source"], model.source["source"]["repo_id"]
+    rows = {"Repository": f"[{repo_id}](https://huggingface.co/{repo_id})"} if repo_id else {}
+    if repo_id == AUTHORS:
+        rows["Trained by"] = "the authors of the paper: DINO self-distillation on ImageNet-1k without labels (their page)"
+    if told["commit"]:
+        rows["Commit"] = f"`{told['commit']}`"
+    rows |= {"File": f"`{told['file']}`", "SHA-256": f"`{told['sha256']}`"}
+    if told["epochs"] is not None:
+        rows["Epochs"] = f"{told['epochs']}, by the name of the file"
+    assumed = ", ".join(f"{name} {value}" for name, value in model.source["assumed"].items())
+    rows["Assumed"] = f"{assumed}: the file does not say"
+    for name, change in model.source["adapted"].items():
+        rows[f"`{name}`"] = change
+    return rows
+
+
 def describe_limitations(model: ModelRecord, evaluations: Sequence[Evaluation]) -> list[str]:
     """What the records themselves say against the model, then what holds for any model of this kind."""
     rows, columns, patch = _patch_grid(model)
     trained_on = training_data(model.training) if model.training else None
     limitations = []
-    if trained_on is None:
+    if model.source:
+        limitations += [
+            "How these weights were trained is known from the page of their repository alone; nothing of it was repeated here.",
+            "The code that they were trained with was not published. This implementation computes what we read in the paper's "
+            "method figure; `python -m evaluation.check_reading` measures whether the weights were trained so.",
+        ]
+    elif trained_on is None:
         limitations.append(UNRECORDED)
     elif all(data.synthetic for data in trained_on):
         limitations.append("Trained on synthetic rendered objects only: it is no evidence for photographs.")

@@ -12,7 +12,7 @@ from huggingface_hub import HfApi
 from huggingface_hub.errors import NotASafetensorsRepoError, SafetensorsParsingError
 
 from hub_cards.assets import kind_of, outdated_pictures
-from hub_cards.card import build_card, personal_parts, with_metadata_of
+from hub_cards.card import build_card, parse_card, personal_parts, with_metadata_of
 from hub_cards.contents import CARD, gather, refuse_secrets
 from hub_cards.measurement_kinds import WRITERS
 from hub_cards.measurements import Evaluation
@@ -43,6 +43,7 @@ def changes_of_model(
     any_model: bool = False,
     eval_results: Mapping[str, str] | None = None,
     prose: Prose | None = None,
+    licence: str | None = None,
 ) -> Callable[[Snapshot], Change]:
     """What a push of a folder changes, for each state of the repository; errors that the folder decides come at once."""
     if not (folder / "config.json").is_file():
@@ -64,7 +65,13 @@ def changes_of_model(
             _refuse_what_is_left(snapshot, files, model)
         pictures = (snapshot.hashes.keys() | files.keys()) - outdated
         existing = _choose(card, _card_in(snapshot), prose)
-        wanted[CARD] = build_card(model, evaluations, pictures, repo_id, existing).encode()
+        text = build_card(model, evaluations, pictures, repo_id, existing, licence)
+        if model.source and not parse_card(text).data.get("license"):
+            raise ValueError(
+                f"The weights in {folder} were trained by others ({model.base_model or 'a file without a repository'}), and "
+                "their licence is not known. Ask their owners, and name it with --licence."
+            )
+        wanted[CARD] = text.encode()
         return replace(_change(snapshot, wanted, outdated), digests=model.weight_files)
 
     return work_out

@@ -29,6 +29,7 @@ def build_metadata(
     name: str,
     previous: CardData,
     examples: Sequence[Mapping[str, Any]] = (),
+    licence: str | None = None,
 ) -> ModelCardData:
     """Build the metadata on top of the card.
 
@@ -39,6 +40,7 @@ def build_metadata(
         previous: Metadata of the card to replace. A licence and tags are added to, not replaced; of what was measured that
             of our own tasks is replaced; keys that are not ours are kept.
         examples: For the widget of the model's page; without any an earlier card's stay.
+        licence: Identifier of the Hub, in place of the earlier card's or, of converted weights, the source's.
     """
     results = [result for evaluation in evaluations for result in evaluation.model_index()]
     results += [result for result in previous.get("eval_results") or [] if (result.task_type, result.task_name) not in TASKS]
@@ -47,9 +49,12 @@ def build_metadata(
     generated: dict[str, Any] = {
         "library_name": "transformers",
         "pipeline_tag": "image-segmentation",
-        "license": before.get("license", DEFAULT_LICENSE),
         "tags": list(tags),
     }
+    if licence is not None:
+        generated["license"] = licence
+    elif "license" not in before:
+        generated |= model.source["source"]["licence"] if model.source else {"license": DEFAULT_LICENSE}
     trained_on = training_data(model.training) if model.training else []
     if on_hub := [data.identifier for data in trained_on if data.on_hub]:
         generated["datasets"] = on_hub
@@ -83,7 +88,7 @@ def as_dict(data: CardData) -> dict[str, Any]:
 
 def _tags(model: ModelRecord) -> tuple[str, ...]:
     if not model.is_segmenter:
-        return (*TAGS, *(TAGS_WHEN_PRETRAINED if model.training else ()))
+        return (*TAGS, *(TAGS_WHEN_PRETRAINED if model.training or model.source else ()))
     on_rats = TAGS_ON_RATS if model.config["backbone_config"]["model_type"] == "rats" else ()
     task = (f"{model.training['settings']['task']}-segmentation",) if model.training else ()
     return (*on_rats, *TAGS_OF_SEGMENTERS, *task)

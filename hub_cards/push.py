@@ -63,6 +63,7 @@ def push_model(
     create_pr: bool = False,
     private: bool | None = None,
     prose: Prose | None = None,
+    licence: str | None = None,
     message: str = "Upload model",
 ) -> Pushed:
     """Push a model folder, with its card made from what is measured here and there.
@@ -79,6 +80,8 @@ def push_model(
             be there. None is opened where an open one of the same user makes the same change.
         private: Make the repository private if it is made; None leaves that to its owner's default.
         prose: Whose card's own prose and metadata to keep, where folder and repository both have some that differ.
+        licence: Of the weights, as an identifier of the Hub. Weights that others trained need one, from their repository's
+            card or from here.
         message: Of the commit.
 
     Raises:
@@ -89,7 +92,7 @@ def push_model(
     """
     check_name(repo_id)
     _check_target(revision, create_pr, private)
-    work_out = changes_of_model(Path(folder), repo_id, results, any_model, eval_results, prose)
+    work_out = changes_of_model(Path(folder), repo_id, results, any_model, eval_results, prose, licence)
     work_out(Snapshot(repo_id))  # what is refused whatever is there leaves no empty repository
     if create_pr:
         check_rights(repo_id, write=False)
@@ -156,11 +159,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given = parser.parse_args(arguments)
     if (given.folder is None) != given.results_only:
         parser.error("name a MODEL_FOLDER, or --results_only for a model that is on the Hub.")
-    if given.results_only and (given.private or given.prose):
-        parser.error("--private and --prose are for a MODEL_FOLDER; leave them out with --results_only.")
+    if given.results_only and (given.private or given.prose or given.licence):
+        parser.error("--private, --prose and --licence are for a MODEL_FOLDER; leave them out with --results_only.")
     if given.quiet or not sys.stderr.isatty():
         disable_progress_bars()
     of_results = {"any_model": given.any_model, "eval_results": dict(given.eval_results)}
+    of_folder = {"prose": given.prose, "licence": given.licence}
     shared = {**of_results, "revision": given.revision, "create_pr": given.create_pr}
     if given.commit_message is not None:
         shared["message"] = given.commit_message
@@ -169,14 +173,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
             if given.results_only:
                 work_out = changes_of_results(given.repo_id, given.results, **of_results)
             else:
-                work_out = changes_of_model(given.folder, given.repo_id, given.results, **of_results, prose=given.prose)
+                work_out = changes_of_model(given.folder, given.repo_id, given.results, **of_results, **of_folder)
             print(dry_run(given.repo_id, work_out, given.revision, given.create_pr, given.private or None))
             return
         if given.results_only:
             pushed = push_results(given.repo_id, given.results, **shared)
         else:
             private = given.private or None
-            pushed = push_model(given.folder, given.repo_id, given.results, private=private, prose=given.prose, **shared)
+            pushed = push_model(given.folder, given.repo_id, given.results, private=private, **of_folder, **shared)
     except (OSError, ValueError, PushError) as error:
         raise SystemExit(str(error)) from error
     if not given.quiet:
@@ -211,6 +215,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--create_pr", action="store_true", help="open a pull request for main instead")
     parser.add_argument("--private", action="store_true", help="make a private repository")
     parser.add_argument("--prose", choices=["hub", "folder"], help="whose own words to keep, where both cards have some")
+    parser.add_argument("--licence", metavar="ID", help="of the weights (mit, apache-2.0 ...), in place of the card's")
     parser.add_argument("--commit_message", metavar="TEXT", help="also the title of a pull request")
     parser.add_argument("--dry_run", action="store_true", help="show what would be changed, and change nothing")
     parser.add_argument("--quiet", action="store_true", help="print nothing")

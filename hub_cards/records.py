@@ -29,6 +29,7 @@ TRAINING_KEYS = (
     "mixed_precision",
     "versions",
 )
+CONVERSION_KEYS = ("source", "assumed", "adapted", "not_taken", "settings", "versions")  # of that of hub_cards.convert
 ABSOLUTE_FOLDER = re.compile(r"(file://|(?<![\w.~/-]))/([^\s'\":/][^'\":/]*/)+")  # also in patch_kmeans:/home/of/somebody/model
 WEIGHT_FILE = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors")  # as save_pretrained names them, and no adapter's
 HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")  # owner/name
@@ -46,6 +47,7 @@ class ModelRecord:
             it started from, or None; None if the folder has none.
         num_parameters: Elements of all tensors in the safetensors files.
         weight_files: Name and SHA-256 of those files.
+        source: Of weights that `hub_cards.convert` took from elsewhere what training.json says, and None in `training`.
     """
 
     folder: Path
@@ -54,6 +56,7 @@ class ModelRecord:
     training: dict[str, Any] | None
     num_parameters: int
     weight_files: dict[str, str]
+    source: dict[str, Any] | None = None
 
     @property
     def is_segmenter(self) -> bool:
@@ -62,7 +65,9 @@ class ModelRecord:
 
     @property
     def base_model(self) -> str | None:
-        """The Hub name of the model whose weights the training started from, if it did so."""
+        """The Hub name of the model whose weights these are, or whose weights the training started from."""
+        if self.source:
+            return self.source["source"]["repo_id"]
         return self.training["base_model"] if self.training else None
 
 
@@ -111,13 +116,16 @@ def read_model_without_weights(folder: Path) -> ModelRecord:
             f"{folder / 'config.json'} has model_type {config['model_type']!r}; cards are made for "
             f"{' and '.join(map(repr, MODEL_TYPES))} only. Name a RATS model folder."
         )
+    record = _read_training(folder / "training.json")
+    is_converted = record is not None and "source" in record
     return ModelRecord(
         folder=folder,
         config=config,
         processor=read_json(folder / "preprocessor_config.json", ("size",), "the configuration of an image processor"),
-        training=_read_training(folder / "training.json"),
+        training=None if is_converted else record,
         num_parameters=0,
         weight_files={},
+        source=record if is_converted else None,
     )
 
 
@@ -127,10 +135,12 @@ def training_data(training: Mapping[str, Any]) -> list[DataSetName]:
 
 
 def _read_training(path: Path) -> dict[str, Any] | None:
-    """The record of training with the names of its data sets and of the model that it started from, which can be told only
-    where they lie; None if there is none."""
+    """The record of a conversion, or that of training with the names of its data sets and of the model that it started from,
+    which can be told only where they lie; None if there is none."""
     if not path.is_file():
         return None
+    if "source" in read_json(path, (), "the record of training"):
+        return read_json(path, CONVERSION_KEYS, "the record of a conversion")
     training = read_json(path, TRAINING_KEYS, "the record of training")
     settings = training["settings"]
     return {"data_sets": name_training_data(settings), "base_model": _base_model(settings)} | training

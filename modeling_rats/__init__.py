@@ -35,6 +35,7 @@ from .modeling_rats import (
     RatsModel,
     RatsPreTrainedModel,
 )
+from .original_checkpoint_rats import ConversionReport, load_original_checkpoint
 from .part_dictionary import PartDictionary, PartEntry
 from .pipeline_rats import PartSegmentationPipeline
 from .universal_segmentation_rats import RatsForUniversalSegmentation
@@ -78,6 +79,7 @@ def _register() -> None:
 _register()
 
 __all__ = [
+    "ConversionReport",
     "PartDictionary",
     "PartEntry",
     "PartSegmentationPipeline",
@@ -99,6 +101,7 @@ __all__ = [
     "RatsUniversalSegmentationConfig",
     "WarmStartReport",
     "__version__",
+    "load_original_checkpoint",
     "load_vit_weights",
     "read_image",
     "warm_start",

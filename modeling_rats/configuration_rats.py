@@ -84,6 +84,9 @@ class RatsConfig(BackboneConfigMixin, WithCode):
         Width of the two hidden layers of the DINO projection head.
     head_bottleneck_size (`int`, *optional*, defaults to 256):
         Width of the L2-normalised output of the DINO projection head, before the prototypes.
+    norm_last_layer (`bool`, *optional*, defaults to `True`):
+        Whether the prototypes of the DINO projection head have length 1, as DINO's setting of this name. If not, each has a
+        learned length, its gain.
 
     Example:
 
@@ -129,6 +132,7 @@ class RatsConfig(BackboneConfigMixin, WithCode):
     num_prototypes: int = 65536
     head_hidden_size: int = 2048
     head_bottleneck_size: int = 256
+    norm_last_layer: bool = True
 
     def __post_init__(self, **kwargs):
         labels = None if self.id2label is None else list(self.id2label.values())

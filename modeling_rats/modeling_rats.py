@@ -221,6 +221,8 @@ class RatsPreTrainedModel(PartlyFrozenModel):
             bias = getattr(module, "bias", None)
             if bias is not None:
                 init.zeros_(bias)
+            if isinstance(module, RatsPrototypes) and module.gain is not None:
+                init.ones_(module.gain)
         elif isinstance(module, RatsEmbeddings):
             init.trunc_normal_(module.register_tokens, mean=0.0, std=std)
             init.trunc_normal_(module.position_embeddings, mean=0.0, std=std)
@@ -416,20 +418,22 @@ def _patch_grid(pixel_values: torch.Tensor, config: RatsConfig) -> tuple[int, in
 
 
 class RatsPrototypes(nn.Module):
-    """Cosine similarity with K prototypes, (B, D) -> (B, K).
+    """Cosine similarity with K prototypes, times the gain of each where it is learned, (B, D) -> (B, K).
 
-    The weight-normed last layer of DINO's head (vision_transformer.py, DINOHead) with its gain frozen at 1.
+    The weight-normed last layer of DINO's head (vision_transformer.py, DINOHead), with its gain frozen at 1 by default.
     Departs from DINO in the initial length of the weights, `initializer_range` as everywhere and not torch's default.
     """
 
-    def __init__(self, features: int, num_prototypes: int):
+    def __init__(self, features: int, num_prototypes: int, norm_last_layer: bool = True):
         super().__init__()
         self.weight = nn.Parameter(torch.empty(num_prototypes, features))
+        self.gain = None if norm_last_layer else nn.Parameter(torch.ones(num_prototypes))
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         # The products are divided by the prototypes' lengths, and not the prototypes, which are far more numbers.
         lengths = torch.linalg.vector_norm(self.weight, dim=-1).clamp(min=1e-12)  # (K)
-        return nn.functional.linear(nn.functional.normalize(features, dim=-1), self.weight) / lengths
+        cosines = nn.functional.linear(nn.functional.normalize(features, dim=-1), self.weight) / lengths  # (B, K)
+        return cosines if self.gain is None else cosines * self.gain
 
 
 class RatsProjectionHead(nn.Module):
@@ -447,7 +451,7 @@ class RatsProjectionHead(nn.Module):
             nn.GELU(),
             nn.Linear(config.head_hidden_size, config.head_bottleneck_size),
         )
-        self.prototypes = RatsPrototypes(config.head_bottleneck_size, config.num_prototypes)
+        self.prototypes = RatsPrototypes(config.head_bottleneck_size, config.num_prototypes, config.norm_last_layer)
 
     def forward(self, pooled: torch.Tensor) -> torch.Tensor:
         with maybe_autocast(pooled.device.type, enabled=False):

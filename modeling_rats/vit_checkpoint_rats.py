@@ -1,20 +1,18 @@
 # Copyright 2026 The RATS for Hugging Face authors. MIT licence.
 """Reads a ViT of transformers, DINO, DINOv2 or timm: its tensors by the names of RATS, and what it tells about their sizes."""
 
-import argparse
 import math
 import os
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 from torch import nn
 from transformers import AutoModel
 
+from .checkpoint_file_rats import is_checkpoint_file, read_checkpoint_file, unwrap
 from .configuration_rats import height_width
 
 # Names of transformers (ViT, DINOv2) and of the original DINO, DINOv2 and timm files -> names of RATS.
@@ -29,16 +27,16 @@ _RENAMES = (
     (r"\.norm1\.", ".layernorm_before."),
     (r"\.norm2\.", ".layernorm_after."),
     (r"\.attn\.", ".attention."),
-    (r"\.attention\.proj\.", ".attention.o_proj."),
+    (r"\.attention\.(proj|out_proj)\.", ".attention.o_proj."),
+    (r"\.attention\.(q|k|v)\.", r".attention.\1_proj."),
     (r"\.(layer_scale|ls)([12])\.(lambda1|gamma)$", r".layer_scale\2"),
 )
 _QKV = ("attention.q_proj", "attention.k_proj", "attention.v_proj")
+_FUSED = {"attention.qkv": _QKV, "attention.kv": _QKV[1:]}
 _BLOCK = ("layernorm_before", *_QKV, "attention.o_proj", "layernorm_after", "mlp.fc1", "mlp.fc2")
 LAYER_SCALES = {"layer_scale1": "attention.o_proj", "layer_scale2": "mlp.fc2"}  # LayerScale -> the projection that it follows
 TOLD_BY_CONFIGURATIONS = ("num_attention_heads", "hidden_act", "layer_norm_eps")  # by a configuration, and not by the weights
 _HEADS = re.compile(r"(pooler|head|head_dist|classifier)\.")  # of a task, on top of the ViT
-_WRAPPERS = ("teacher", "model", "state_dict", "student")  # in this order: the teacher is DINO's result
-_FILES = (".pth", ".pt", ".bin", ".ckpt", ".safetensors")
 
 Checkpoint = str | os.PathLike | nn.Module | Mapping[str, Any]
 
@@ -73,15 +71,47 @@ def read_vit_checkpoint(checkpoint: Checkpoint) -> VitCheckpoint:
         if not name.startswith(prefix) or _HEADS.match(own) or not isinstance(tensor, torch.Tensor):
             not_taken[name] = "no part of the ViT (a head, another network, no tensor)"
             continue
-        for pattern, replacement in _RENAMES:
-            own = re.sub(pattern, replacement, own)
-        pieces = {own: tensor}
-        if ".attention.qkv." in own:  # rows of q, of k, of v (DINO vision_transformer.py, Attention)
-            pieces = {own.replace("attention.qkv", _QKV[part]): rows for part, rows in enumerate(tensor.chunk(3))}
+        pieces = by_names_of_rats(own, tensor)
         tensors |= pieces
         names |= dict.fromkeys(pieces, name)
     _check(label, tensors, names)
     return VitCheckpoint(label, tensors, names, not_taken, *_fields(tensors, core))
+
+
+def by_names_of_rats(name: str, tensor: torch.Tensor) -> dict[str, torch.Tensor]:
+    """A tensor of a ViT by the name that it has in RATS; a fused one in its pieces. Unknown names stay."""
+    for pattern, replacement in _RENAMES:
+        name = re.sub(pattern, replacement, name)
+    for fused, parts in _FUSED.items():  # rows of q, of k, of v (DINO vision_transformer.py, Attention)
+        if f".{fused}." in name:
+            rows = tensor.chunk(len(parts))
+            return {name.replace(fused, part): piece for part, piece in zip(parts, rows, strict=True)}
+    return {name: tensor}
+
+
+def needed_names(tensors: Mapping[str, torch.Tensor]) -> set[str]:
+    """The parameters that RATS must have beside tokens and positions, for as many blocks as there are in `tensors`."""
+    blocks = [f"encoder.layer.{index}" for index in range(_num_layers(tensors))]
+    modules = ["embeddings.patch_embeddings", "layernorm", *(f"{block}.{part}" for block in blocks for part in _BLOCK)]
+    needed = {f"{module}.{kind}" for module in modules for kind in ("weight", "bias")}
+    return needed if _has_qkv_bias(tensors) else needed - {f"{block}.{part}.bias" for block in blocks for part in _QKV}
+
+
+def layer_scale_names(tensors: Mapping[str, torch.Tensor]) -> set[str]:
+    """The names that LayerScale vectors have, in as many blocks."""
+    return {f"encoder.layer.{index}.{scale}" for index in range(_num_layers(tensors)) for scale in LAYER_SCALES}
+
+
+def fold_layer_scales(tensors: dict[str, torch.Tensor]) -> dict[str, str]:
+    """Multiplies LayerScale vectors into the projections that they follow; gives the name of each, and its projection's."""
+    folded = {}
+    for name in [name for name in tensors if name.endswith(tuple(LAYER_SCALES))]:
+        block, _, scale = name.rpartition(".")
+        projection, factors = f"{block}.{LAYER_SCALES[scale]}", tensors.pop(name)  # (D)
+        tensors[f"{projection}.weight"] = tensors[f"{projection}.weight"] * factors.unsqueeze(1)  # (D, inputs)
+        tensors[f"{projection}.bias"] = tensors[f"{projection}.bias"] * factors  # (D)
+        folded[name] = projection
+    return folded
 
 
 def _open(checkpoint: Checkpoint) -> tuple[str, Mapping[str, Any], dict[str, str], nn.Module | None]:
@@ -89,43 +119,13 @@ def _open(checkpoint: Checkpoint) -> tuple[str, Mapping[str, Any], dict[str, str
     if isinstance(checkpoint, nn.Module):
         return type(checkpoint).__name__, checkpoint.state_dict(), {}, checkpoint
     if isinstance(checkpoint, Mapping):
-        return "the state dict", *_unwrap(checkpoint), None
-    path = Path(checkpoint)
-    if path.is_file() or (path.suffix in _FILES and not path.is_dir()):
-        return str(checkpoint), *_unwrap(_read_file(path)), None
+        return "the state dict", *unwrap(checkpoint), None
+    if is_checkpoint_file(checkpoint):
+        return str(checkpoint), *unwrap(read_checkpoint_file(checkpoint)), None
     module, loading = AutoModel.from_pretrained(checkpoint, output_loading_info=True)
     not_taken = dict.fromkeys(sorted(loading["unexpected_keys"]), f"transformers' {type(module).__name__} does not use it")
     drawn = loading["missing_keys"]  # at random, on loading: not of the checkpoint
     return str(checkpoint), {name: t for name, t in module.state_dict().items() if name not in drawn}, not_taken, module
-
-
-def _read_file(path: Path) -> Mapping[str, Any]:
-    if not path.is_file():
-        raise FileNotFoundError(f"There is no checkpoint {path}; give a file, a folder of transformers or a Hub name.")
-    if path.suffix == ".safetensors":
-        return load_file(path)
-    try:
-        # Only tensors and plain containers are unpickled, and the arguments that the full checkpoints of DINO hold.
-        with torch.serialization.safe_globals([argparse.Namespace]):
-            entries = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # of a file that is no checkpoint, torch raises what its bytes lead it to
-        raise ValueError(
-            f"{path} holds more than tensors, or is no checkpoint of torch, and is not opened: unpickling objects can run any "
-            "code. If you trust it, load it yourself and give its state dict instead."
-        ) from error
-    if not isinstance(entries, Mapping):
-        raise ValueError(f"{path} holds a {type(entries).__name__}, but must hold a state dict, or a dict with one in it.")
-    return entries
-
-
-def _unwrap(entries: Mapping[str, Any]) -> tuple[Mapping[str, Any], dict[str, str]]:
-    """The state dict in a training checkpoint, and the entries beside it."""
-    chosen = next((name for name in _WRAPPERS if isinstance(entries.get(name), Mapping)), None)
-    if chosen is None:
-        return entries, {}
-    beside = dict.fromkeys((name for name in entries if name != chosen), f"the weights are those of {chosen!r}")
-    inner, beside_inner = _unwrap(entries[chosen])
-    return inner, beside | beside_inner
 
 
 def _prefix(label: str, names: Iterable[str]) -> tuple[str, bool]:
@@ -135,7 +135,8 @@ def _prefix(label: str, names: Iterable[str]) -> tuple[str, bool]:
         found = f"it has {', '.join(tokens)}" if tokens else f"it has none, but {list(names)[:3]} ..."
         raise ValueError(
             f"{label} must hold exactly one cls_token, the class token whose place the registers take; {found}. Give a ViT, "
-            "DINO or DINOv2, or of several networks the state dict of one."
+            "DINO or DINOv2, or of several networks the state dict of one. Weights of RATS itself need no warm start: "
+            "load_original_checkpoint or python -m hub_cards.convert."
         )
     prefix = tokens[0].removesuffix("cls_token")
     return prefix.removesuffix("embeddings."), prefix.endswith("embeddings.")
@@ -154,23 +155,19 @@ def _check(label: str, tensors: Mapping[str, torch.Tensor], names: Mapping[str, 
             f"{label} has a gated MLP (SwiGLU, {gates[0]}), but RATS has fc1, the activation and fc2; give a source without, "
             "such as a DINOv2 smaller than giant."
         )
-    blocks = [f"encoder.layer.{index}" for index in range(_num_layers(tensors))]
-    modules = ["embeddings.patch_embeddings", "layernorm", *(f"{block}.{part}" for block in blocks for part in _BLOCK)]
-    needed = {f"{module}.{kind}" for module in modules for kind in ("weight", "bias")}
-    if not _has_qkv_bias(tensors):
-        needed -= {f"{block}.{part}.bias" for block in blocks for part in _QKV}
+    needed = needed_names(tensors)
     others = {"cls_token", "register_tokens", "embeddings.mask_token", "embeddings.position_embeddings"}
-    others |= {f"{block}.{scale}" for block in blocks for scale in LAYER_SCALES}
+    others |= layer_scale_names(tensors)
     unknown = [name for own, name in names.items() if own not in needed | others]
     if unknown:
         raise ValueError(
             f"{label} has {len(unknown)} tensors for which RATS has no place, such as {', '.join(unknown[:3])}; give a ViT, "
             "DINO or DINOv2, or leave them out if they are no part of it."
         )
-    lacking = sorted(needed - set(tensors))
-    if lacking or not blocks:
+    lacking, num_layers = sorted(needed - set(tensors)), _num_layers(tensors)
+    if lacking or not num_layers:
         raise ValueError(
-            f"{label} has {len(blocks)} layers and lacks {len(lacking)} parameters, in RATS's names {', '.join(lacking[:3])}; "
+            f"{label} has {num_layers} layers and lacks {len(lacking)} parameters, in RATS's names {', '.join(lacking[:3])}; "
             "give a whole checkpoint (of several shards, the folder)."
         )
     kernel = tensors["embeddings.patch_embeddings.weight"]
@@ -179,6 +176,11 @@ def _check(label: str, tensors: Mapping[str, torch.Tensor], names: Mapping[str, 
             f"{names['embeddings.patch_embeddings.weight']} of {label} has the shape {tuple(kernel.shape)}, but must be a "
             "convolution over images, (hidden_size, channels, height, width); give a ViT of images."
         )
+    check_values(label, tensors, names)
+
+
+def check_values(label: str, tensors: Mapping[str, torch.Tensor], names: Mapping[str, str]) -> None:
+    """Refuses tensors that are not finite floating-point numbers in memory; `names` are those in the source."""
     for own, tensor in tensors.items():
         if tensor.is_meta or not tensor.is_floating_point():
             raise ValueError(
@@ -189,12 +191,10 @@ def _check(label: str, tensors: Mapping[str, torch.Tensor], names: Mapping[str, 
             raise ValueError(f"{names[own]} of {label} is not finite: it diverged or is damaged; give another checkpoint.")
 
 
-def _fields(
-    tensors: Mapping[str, torch.Tensor], core: nn.Module | None
-) -> tuple[dict[str, Any], dict[str, Any], tuple[int, int] | None]:
-    """The fields of RatsConfig that the weights fix, those that may differ, and the grid of the positions."""
+def sizes_of_weights(tensors: Mapping[str, torch.Tensor]) -> dict[str, Any]:
+    """The fields of RatsConfig that the shapes of the weights tell."""
     hidden_size, num_channels, patch_height, patch_width = tensors["embeddings.patch_embeddings.weight"].shape
-    fixed: dict[str, Any] = {
+    return {
         "hidden_size": hidden_size,
         "num_channels": num_channels,
         "patch_size": patch_height if patch_height == patch_width else (patch_height, patch_width),
@@ -202,6 +202,14 @@ def _fields(
         "intermediate_size": tensors["encoder.layer.0.mlp.fc1.weight"].shape[0],
         "qkv_bias": _has_qkv_bias(tensors),
     }
+
+
+def _fields(
+    tensors: Mapping[str, torch.Tensor], core: nn.Module | None
+) -> tuple[dict[str, Any], dict[str, Any], tuple[int, int] | None]:
+    """The fields of RatsConfig that the weights fix, those that may differ, and the grid of the positions."""
+    fixed = sizes_of_weights(tensors)
+    patch_height, patch_width = height_width(fixed["patch_size"])
     open_fields: dict[str, Any] = {}
     config = getattr(core, "config", None)
     told = {name: getattr(config, name) for name in TOLD_BY_CONFIGURATIONS if hasattr(config, name)}
@@ -242,4 +250,4 @@ def check_fit(source: VitCheckpoint, wanted: Mapping[str, Any]) -> None:
             )
 
 
-__all__ = ["LAYER_SCALES", "TOLD_BY_CONFIGURATIONS", "Checkpoint", "VitCheckpoint", "check_fit", "read_vit_checkpoint"]
+__all__ = ["TOLD_BY_CONFIGURATIONS", "Checkpoint", "VitCheckpoint", "check_fit", "read_vit_checkpoint"]

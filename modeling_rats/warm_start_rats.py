@@ -8,7 +8,7 @@ they are. The paper trains from scratch: that one may start so, and how the regi
 """
 
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import nn
@@ -16,11 +16,11 @@ from torch import nn
 from .configuration_rats import RatsConfig
 from .modeling_rats import RatsModel, RatsPreTrainedModel
 from .vit_checkpoint_rats import (
-    LAYER_SCALES,
     TOLD_BY_CONFIGURATIONS,
     Checkpoint,
     VitCheckpoint,
     check_fit,
+    fold_layer_scales,
     read_vit_checkpoint,
 )
 
@@ -45,6 +45,8 @@ class WarmStartReport:
         assumed: Setting that matters to the weights and that the source does not tell -> the value used.
     """
 
+    heading: ClassVar[str] = "Warm start from"
+
     source: str
     taken: dict[str, str] = field(default_factory=dict)
     adapted: dict[str, str] = field(default_factory=dict)
@@ -56,7 +58,7 @@ class WarmStartReport:
     def __str__(self) -> str:
         in_layers = sum(name.startswith("encoder.layer.") for name in self.taken)
         lines = [
-            f"Warm start from {self.source}",
+            f"{self.heading} {self.source}",
             f"  taken        {len(self.taken)} parameters, {in_layers} of them in layers",
         ]
         lines += [f"  adapted      {name}: {change}" for name, change in self.adapted.items()]
@@ -132,13 +134,7 @@ def load_vit_weights(model: RatsPreTrainedModel, checkpoint: Checkpoint) -> Warm
 def _fill(model: RatsModel, source: VitCheckpoint) -> WarmStartReport:
     report = WarmStartReport(source.label, not_taken=dict(source.not_taken))
     tensors = {name: tensor.to("cpu", torch.float32) for name, tensor in source.tensors.items()}
-    for name in [name for name in tensors if name.endswith(tuple(LAYER_SCALES))]:
-        block, _, scale = name.rpartition(".")
-        projection, factors = f"{block}.{LAYER_SCALES[scale]}", tensors.pop(name)  # (D)
-        tensors[f"{projection}.weight"] = tensors[f"{projection}.weight"] * factors.unsqueeze(1)  # (D, inputs)
-        tensors[f"{projection}.bias"] = tensors[f"{projection}.bias"] * factors  # (D)
-        report.folded[source.names[name]] = projection
-
+    report.folded = {source.names[name]: projection for name, projection in fold_layer_scales(tensors).items()}
     positions = tensors.pop("embeddings.position_embeddings")
     class_position, patch_positions, change = _positions(positions, source, model.config)
     tensors["embeddings.position_embeddings"] = patch_positions

@@ -1,8 +1,5 @@
 """The result of pretraining as a transformers folder."""
 
-import json
-import os
-import shutil
 from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
@@ -11,9 +8,10 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
-from transformers import BaseImageProcessor, PreTrainedModel, ViTImageProcessor
+from transformers import PreTrainedModel, ViTImageProcessor
 
 from evaluation.register_attention_variants import RATS_FOR_PARTS
+from hub_cards.model_folder import write_folder
 from hub_cards.records import name_training_data
 from modeling_rats import RatsImageProcessor
 from training.networks import RATS_TYPES, build_backbone_and_head, build_config
@@ -77,19 +75,6 @@ def asked_for(run: Run, output: Path) -> bool:
     if is_there:
         request.unlink()
     return broadcast_object_list([is_there])[0]
-
-
-def write_folder(folder: Path, model: PreTrainedModel, processor: BaseImageProcessor, record: dict[str, Any]) -> None:
-    """Replaces the files of a model folder one by one by whole ones; others in it stay. For the main process."""
-    temporary = folder.with_name(f".{folder.name}")
-    shutil.rmtree(temporary, ignore_errors=True)
-    model.save_pretrained(temporary)
-    processor.save_pretrained(temporary)
-    (temporary / "training.json").write_text(json.dumps(record, indent=1) + "\n")
-    folder.mkdir(exist_ok=True)
-    for file in temporary.iterdir():
-        os.replace(file, folder / file.name)
-    temporary.rmdir()
 
 
 def training_record(accelerator: Accelerator, settings: Mapping[str, Any], step: int, seconds: float) -> dict[str, Any]:

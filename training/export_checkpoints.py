@@ -12,9 +12,10 @@ from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 
+from hub_cards.model_folder import write_folder
 from hub_cards.records import name_training_data
 from training import checkpoint
-from training.export import build_processor, model_of_teacher, write_folder
+from training.export import build_processor, model_of_teacher
 from training.settings import DataSettings, EvaluationSettings, ModelSettings, Settings, TrainingSettings
 
 

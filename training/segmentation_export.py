@@ -7,12 +7,12 @@ from typing import Any
 from accelerate import Accelerator
 from transformers import Mask2FormerImageProcessor
 
+from hub_cards.model_folder import write_folder
 from hub_cards.records import read_model
 from hub_cards.results import FOLDER as RESULTS
 from hub_cards.results import is_of, parse
 from modeling_rats import RatsForUniversalSegmentation, RatsUniversalSegmentationConfig
 from modeling_rats.configuration_rats import height_width
-from training.export import write_folder
 from training.finetune_settings import SegmentationDataSettings, SegmentationSettings
 from training.ranks import on_all_ranks
 

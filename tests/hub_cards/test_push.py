@@ -599,7 +599,7 @@ def test_a_dry_run_refuses_what_a_push_refuses(model_folder, hub, options, messa
 def test_options_of_a_folder_are_refused_for_results(write_scores, hub, capsys):
     with pytest.raises(SystemExit):
         main(["--repo_id", NAME, "--results_only", "--results", str(write_scores()), "--private"])
-    assert "--private and --prose are for a MODEL_FOLDER" in capsys.readouterr().err and not hub.requests
+    assert "--private, --prose and --licence are for a MODEL_FOLDER" in capsys.readouterr().err and not hub.requests
 
 
 def test_a_message_of_ones_own(model_folder, hub):
