@@ -104,6 +104,7 @@ def write_card(
     assets: Assets = NO_ASSETS,
     repo_id: str | None = None,
     any_model: bool = False,
+    licence: str | None = None,
 ) -> Path:
     """Write the card as README.md into the model folder, with the results and pictures that it shows.
 
@@ -113,6 +114,7 @@ def write_card(
         assets: Pictures to show from now on; those that the folder has of the same kind go.
         repo_id: Name on the Hub, owner/name; without it the card's code loads the folder.
         any_model: Accept scores of other weights, see `hub_cards.results.adopt`.
+        licence: As in `build_card`.
 
     Raises:
         FileNotFoundError: If a file is missing.
@@ -134,7 +136,7 @@ def write_card(
     outdated = outdated_pictures(shown, places)
     card = folder / "README.md"
     existing = card.read_text(encoding="utf-8-sig") if card.is_file() else None
-    text = build_card(model, evaluations, (shown | places.keys()) - outdated, repo_id, existing)
+    text = build_card(model, evaluations, (shown | places.keys()) - outdated, repo_id, existing, licence)
     contents = as_files(added) | {place: source.read_bytes() for place, source in places.items()}
     for place, content in contents.items():
         _replace(folder / place, content)

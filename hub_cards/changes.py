@@ -36,6 +36,10 @@ Prose = Literal["hub", "folder"]
 MODEL_FILES = ("config.json", "preprocessor_config.json", "training.json")
 
 
+class UnknownLicenceError(ValueError):
+    """Weights that others trained have no licence that is known."""
+
+
 def changes_of_model(
     folder: Path,
     repo_id: str,
@@ -67,7 +71,7 @@ def changes_of_model(
         existing = _choose(card, _card_in(snapshot), prose)
         text = build_card(model, evaluations, pictures, repo_id, existing, licence)
         if model.source and not parse_card(text).data.get("license"):
-            raise ValueError(
+            raise UnknownLicenceError(
                 f"The weights in {folder} were trained by others ({model.base_model or 'a file without a repository'}), and "
                 "their licence is not known. Ask their owners, and name it with --licence."
             )

@@ -76,7 +76,7 @@ def convert(
     if base_model:
         told["repo_id"] = base_model
     write_folder(output, model, processor, conversion_record(told, report, {"dtype": dtype, **reading}))
-    write_card(output)
+    write_card(output, licence=licence)
     return report
 
 

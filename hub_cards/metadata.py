@@ -10,7 +10,7 @@ from huggingface_hub.repocard_data import eval_results_to_model_index
 from hub_cards.assets import INPUT, PICTURE, kind_of
 from hub_cards.measurement_kinds import TASKS
 from hub_cards.measurements import Evaluation
-from hub_cards.records import ModelRecord, training_data
+from hub_cards.records import LICENCE_KEYS, ModelRecord, training_data
 
 TAGS = ("rats", "vision", "register-attention", "part-segmentation")
 TAGS_WHEN_PRETRAINED = ("self-supervised", "dino")
@@ -20,7 +20,7 @@ TAGS_OF_TASKS = tuple(f"{task}-segmentation" for task in ("semantic", "instance"
 GENERATED_TAGS = {*TAGS, *TAGS_WHEN_PRETRAINED, *TAGS_OF_SEGMENTERS, *TAGS_OF_TASKS}
 DEFAULT_LICENSE = "mit"
 MEASURED_KEYS = ("metrics", "model-index")  # never kept from an earlier card
-GENERATED_KEYS = ("library_name", "pipeline_tag", "tags", "datasets", "widget")
+GENERATED_KEYS = ("library_name", "pipeline_tag", "tags", "datasets", "widget", "base_model")
 
 
 def build_metadata(
@@ -65,7 +65,8 @@ def build_metadata(
     if results:
         metrics = list(dict.fromkeys(result.metric_type for result in results))
         generated |= {"metrics": metrics, "model_name": name, "eval_results": results}
-    kept = {key: value for key, value in before.items() if key not in generated and key not in MEASURED_KEYS}
+    replaced = {*generated, *MEASURED_KEYS, *(LICENCE_KEYS if licence is not None else ())}
+    kept = {key: value for key, value in before.items() if key not in replaced}
     return ModelCardData(**generated, **kept)
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
 from huggingface_hub.utils import disable_progress_bars
 
-from hub_cards.changes import Prose, changes_of_model, changes_of_results, describe_change
+from hub_cards.changes import Prose, UnknownLicenceError, changes_of_model, changes_of_results, describe_change
 from hub_cards.measurement_kinds import WRITERS
 from hub_cards.repository import (
     MAIN,
@@ -29,6 +29,7 @@ from hub_cards.repository import (
     check_rights,
     commit,
     look,
+    patiently,
     prepare_repository,
     refusals_told,
 )
@@ -93,7 +94,10 @@ def push_model(
     check_name(repo_id)
     _check_target(revision, create_pr, private)
     work_out = changes_of_model(Path(folder), repo_id, results, any_model, eval_results, prose, licence)
-    work_out(Snapshot(repo_id))  # what is refused whatever is there leaves no empty repository
+    try:
+        work_out(Snapshot(repo_id))  # what is refused whatever is there leaves no empty repository
+    except UnknownLicenceError:
+        work_out(_as_it_is(repo_id, revision, create_pr))  # whose card may name one
     if create_pr:
         check_rights(repo_id, write=False)
     else:
@@ -139,18 +143,24 @@ def dry_run(
     """What a push would do; nothing is changed, on the Hub or here. Arguments and errors as in `push_model`."""
     check_name(repo_id)
     _check_target(revision, create_pr, private)
+    snapshot = _as_it_is(repo_id, revision, create_pr)
     with refusals_told(repo_id):
-        try:
-            snapshot = look(repo_id, revision)
-        except RevisionNotFoundError:
-            snapshot = look(repo_id)
-        except RepositoryNotFoundError:
-            if create_pr:
-                raise
-            snapshot = Snapshot(repo_id)
         if snapshot.commit is not None:
             check_privacy(repo_id, private)
         return describe_change(snapshot, work_out(snapshot))
+
+
+def _as_it_is(repo_id: str, revision: str, must_exist: bool) -> Snapshot:
+    """The branch, or what it would be made from: main, or an empty repository."""
+    with refusals_told(repo_id):
+        try:
+            return patiently(lambda: look(repo_id, revision))
+        except RevisionNotFoundError:
+            return patiently(lambda: look(repo_id))
+        except RepositoryNotFoundError:
+            if must_exist:
+                raise
+            return Snapshot(repo_id)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -30,6 +30,7 @@ TRAINING_KEYS = (
     "versions",
 )
 CONVERSION_KEYS = ("source", "assumed", "adapted", "not_taken", "settings", "versions")  # of that of hub_cards.convert
+LICENCE_KEYS = ("license", "license_name", "license_link")  # of a card's metadata
 ABSOLUTE_FOLDER = re.compile(r"(file://|(?<![\w.~/-]))/([^\s'\":/][^'\":/]*/)+")  # also in patch_kmeans:/home/of/somebody/model
 WEIGHT_FILE = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors")  # as save_pretrained names them, and no adapter's
 HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")  # owner/name

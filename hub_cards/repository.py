@@ -160,9 +160,9 @@ def prepare_repository(repo_id: str, private: bool | None = None, repo_type: str
     check_name(repo_id)
     api = HfApi()
     with refusals_told(repo_id):
-        _patiently(api.whoami)
+        patiently(api.whoami)
         sdk = "gradio" if repo_type == SPACE else None
-        _patiently(lambda: api.create_repo(repo_id, private=private, exist_ok=True, repo_type=repo_type, space_sdk=sdk))
+        patiently(lambda: api.create_repo(repo_id, private=private, exist_ok=True, repo_type=repo_type, space_sdk=sdk))
     check_rights(repo_id, repo_type=repo_type)
     check_privacy(repo_id, private, repo_type)
 
@@ -172,7 +172,7 @@ def check_privacy(repo_id: str, private: bool | None, repo_type: str = MODEL) ->
     if not private:
         return
     with refusals_told(repo_id):
-        is_public = not _patiently(lambda: HfApi().repo_info(repo_id, repo_type=repo_type)).private
+        is_public = not patiently(lambda: HfApi().repo_info(repo_id, repo_type=repo_type)).private
     if is_public:
         raise PushError(
             f"Repository {repo_id} exists and is public, and a private one is asked for. Make it private in its settings "
@@ -185,8 +185,8 @@ def check_rights(repo_id: str, write: bool = True, repo_type: str = MODEL) -> No
     check_name(repo_id)
     api = HfApi()
     with refusals_told(repo_id):
-        _patiently(api.whoami)  # tells an invalid token from a missing right, which the other calls do not
-        _patiently(lambda: api.auth_check(repo_id, write=write, repo_type=repo_type))
+        patiently(api.whoami)  # tells an invalid token from a missing right, which the other calls do not
+        patiently(lambda: api.auth_check(repo_id, write=write, repo_type=repo_type))
 
 
 def check_name(repo_id: str) -> None:
@@ -262,7 +262,7 @@ def _check_digests(additions: Iterable[CommitOperationAdd], digests: Mapping[str
         )
 
 
-def _patiently(ask):
+def patiently(ask):
     """The answer of a request that may be repeated, after the waits that the Hub asks for."""
     for attempt in range(1, MAX_TRIES):
         try:

@@ -22,12 +22,11 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.utils.sha import sha_fileobj
 
-from hub_cards.records import HUB_NAME
+from hub_cards.records import HUB_NAME, LICENCE_KEYS
 from modeling_rats.checkpoint_file_rats import CHECKPOINT_SUFFIXES, is_checkpoint_file
 from modeling_rats.original_tokens_rats import RegisterOrder
 
 AUTHORS = "TimingYang/RATS"  # the repository of the paper's authors
-LICENCE_KEYS = ("license", "license_name", "license_link")  # of a card's metadata
 
 
 @dataclass(frozen=True)
@@ -73,6 +72,8 @@ def find_weights(source: str, file: str | None = None, revision: str | None = No
     if is_checkpoint_file(source):
         if file is not None:
             raise ValueError(f"{source} is a file, and file={file} names one in a repository; leave one of them out.")
+        if revision is not None:
+            raise ValueError(f"{source} is a file, and revision={revision} is of a repository; leave that out.")
         if not Path(source).is_file():
             raise FileNotFoundError(f"There is no file {source}; check the path, or name a repository on the Hub (owner/name).")
         return WeightSource(Path(source), Path(source).name)
@@ -158,11 +159,13 @@ def _errors_explained(repo_id: str) -> Iterator[None]:
     except HFValidationError as error:
         raise FileNotFoundError(f"{repo_id!r} is no name of a repository ({error}).") from error
     except (OfflineModeIsEnabled, LocalEntryNotFoundError) as error:
-        raise ConnectionError(f"{repo_id} cannot be fetched, and is not in the cache: {error}. Check the network.") from error
+        raise ConnectionError(
+            f"{repo_id} cannot be reached: {error}. Check the network, or give the path of a file that was downloaded before."
+        ) from error
     except EntryNotFoundError as error:
         raise FileNotFoundError(f"{repo_id} has no such file: {error}") from error
     except (HfHubHTTPError, HTTPError) as error:
-        raise ConnectionError(f"{repo_id} cannot be fetched: {error}. Try again later: what was loaded is kept.") from error
+        raise ConnectionError(f"{repo_id} cannot be fetched: {error}. Try again later.") from error
 
 
 def add_reading_options(parser: argparse.ArgumentParser) -> None:

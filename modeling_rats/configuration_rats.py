@@ -16,8 +16,8 @@ PartSimilarity = Literal["registers", "claimed_patches"]
     custom_intro="""
     Configuration of a RATS model. The defaults are those of RATS-B/16 in the paper.
 
-    `yangtiming/rats-vitb` is the name that the authors announced for its weights, which they have not published. A field that
-    is assigned later is checked for its type alone; `config.validate_sizes()` checks that the fields fit each other.
+    The authors published weights of it on the Hub (`TimingYang/RATS`), see `load_original_checkpoint`. A field that is assigned
+    later is checked for its type alone; `config.validate_sizes()` checks that the fields fit each other.
 
     As in every backbone configuration, `out_features=["stage3", "stage12"]` or `out_indices=[3, 12]` choose the stages that
     [`RatsBackbone`] returns; 0 is `"stem"`, the embeddings.
@@ -36,7 +36,7 @@ class RatsConfig(BackboneConfigMixin, WithCode):
         Width of the hidden layer of the MLP that registers and patches share.
     num_registers (`int`, *optional*, defaults to 192):
         Number N of register tokens that replace the class token. Divisible by `num_attention_heads`: head h owns the
-        registers `h * n` to `h * n + n - 1`, with n = N / H (paper: RATS-B/16 has 192; RATS-S is assumed to have 96).
+        registers `h * n` to `h * n + n - 1`, with n = N / H (the authors: 192 in RATS-B, 96 in RATS-S).
     patch_size (`int` or pair of `int`, *optional*, defaults to 16):
         Side of a patch, or its height and width, in pixels.
     image_size (`int` or pair of `int`, *optional*, defaults to 224):

@@ -18,7 +18,7 @@ from .configuration_rats import RatsConfig, height_width
 _SMALL: dict[str, Any] = {"hidden_size": 384, "num_attention_heads": 6, "intermediate_size": 1536}
 _BASE: dict[str, Any] = {"hidden_size": 768, "num_attention_heads": 12, "intermediate_size": 3072}
 ARCHITECTURES: dict[str, PreTrainedConfig] = {  # patches of 16 px, 12 blocks
-    "rats-s": RatsConfig(**_SMALL, num_registers=96),  # assumed: 16 registers a head, as in RATS-B
+    "rats-s": RatsConfig(**_SMALL, num_registers=96),
     "rats-b": RatsConfig(**_BASE, num_registers=192),
     "vit-s": ViTConfig(**_SMALL, layer_norm_eps=1e-6),
     "vit-b": ViTConfig(**_BASE, layer_norm_eps=1e-6),

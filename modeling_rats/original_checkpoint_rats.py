@@ -220,23 +220,42 @@ def _sort(label: str, entries: Mapping[str, Any], leave_out: Sequence[str], repo
             report.not_taken[source] = "left out as asked"
         elif _HEAD.fullmatch(name):
             parts.head[source] = entries[source]
-        elif name.startswith(prefix):
+        elif name.startswith(prefix) and entries[source].ndim:
             pieces = by_names_of_rats(name.removeprefix(prefix), entries[source])
+            if twice := [piece for piece in pieces if piece in parts.backbone]:
+                raise ValueError(
+                    f"{label} has both {parts.names[twice[0]]} and {source}, which are one parameter of RATS ({twice[0]}); "
+                    f"leave one of them out with leave_out (--leave_out). {listing(_tensors(entries))}"
+                )
             parts.backbone |= pieces
             parts.names |= dict.fromkeys(pieces, source)
         else:
             parts.tokens[source] = entries[source]
-    wanted = needed_names(parts.backbone) | layer_scale_names(parts.backbone)
+    _move_strangers(label, parts, entries)
+    return parts
+
+
+def _move_strangers(label: str, parts: _Parts, entries: Mapping[str, Any]) -> None:
+    """Moves what is no part of a block, the patch embedding or the final norm to the tokens, and refuses incomplete ones."""
+    if not any(name.startswith("encoder.layer.") for name in parts.backbone):
+        raise ValueError(f"{label} has no blocks (blocks.0.attn ...) beside its patch embedding. {listing(_tensors(entries))}")
+    needed = needed_names(parts.backbone)
+    wanted = needed | layer_scale_names(parts.backbone)
     for name in [name for name in parts.backbone if name not in wanted]:
         source = parts.names.pop(name)
         del parts.backbone[name]
         parts.tokens[source] = entries[source]
-    if lacking := sorted(needed_names(parts.backbone) - parts.backbone.keys()):
+    if lacking := sorted(needed - parts.backbone.keys()):
         raise ValueError(
             f"{label} lacks {len(lacking)} parameters of a RATS, by their names here {', '.join(lacking[:3])}; give a whole "
             f"checkpoint. {listing(_tensors(entries))}"
         )
-    return parts
+    kernel = parts.backbone["embeddings.patch_embeddings.weight"]
+    if kernel.ndim != 4:
+        raise ValueError(
+            f"{parts.names['embeddings.patch_embeddings.weight']} of {label} has the shape {tuple(kernel.shape)}, but must be "
+            "a convolution over images, (hidden_size, channels, height, width)."
+        )
 
 
 def _clean_names(label: str, entries: Mapping[str, Any], report: ConversionReport) -> dict[str, str]:

@@ -163,11 +163,11 @@ def _refuse(label: str, kinds: Mapping[str, Mapping], registers: str | None, eve
 
 def listing(found: Mapping[str, torch.Tensor]) -> str:
     """Name and shape of all that was found, those that differ in a number alone in one entry."""
-    counts: dict[str, int] = {}
+    alike: dict[str, list[str]] = {}
     for name, tensor in found.items():
         entry = f"{re.sub(r'(?<=[.])[0-9]+(?=[.])', '*', name)} {tuple(tensor.shape)}"
-        counts[entry] = counts.get(entry, 0) + 1
-    entries = [entry if count == 1 else f"{entry} x {count}" for entry, count in counts.items()]
+        alike.setdefault(entry, []).append(f"{name} {tuple(tensor.shape)}")
+    entries = [names[0] if len(names) == 1 else f"{entry} x {len(names)}" for entry, names in alike.items()]
     return f"Found: {'; '.join(entries) or 'nothing'}."
 
 

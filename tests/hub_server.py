@@ -16,6 +16,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import RLock, Thread
 from urllib.parse import parse_qs, unquote
 
+import yaml
+
 LARGE_SUFFIXES = (
     ".safetensors",
     ".png",
@@ -83,9 +85,11 @@ class Fault:
     Attributes:
         pattern: Regular expression of "METHOD path"; it need not match from the start.
         status: Of the answer, in place of what was asked for.
+        code: Of the Hub for that, such as GatedRepo.
         retry_after_s: That the answer asks for.
         html: Whether the answer is a page, as those of a gateway are.
-        drop: Close the connection without an answer: "during" the upload, "before" doing what was asked, or "after".
+        drop: Close the connection without an answer: "during" the upload, "before" doing what was asked, or "after"; or
+            "halfway" through the answer.
         seconds: To wait before all else.
         action: Called before all else.
         times: How often it happens.
@@ -94,6 +98,7 @@ class Fault:
 
     pattern: str
     status: int | None = None
+    code: str | None = None
     retry_after_s: int | None = None
     html: bool = False
     drop: str | None = None
@@ -199,7 +204,9 @@ class HubServer:
         commit = repository.at(revision)
         files = [{"rfilename": path} for path in commit.files]
         about = {"_id": name, "id": name, "modelId": name, "tags": [], "downloads": 0, "likes": 0, "siblings": files}
-        return about | {"sha": commit.oid, "private": repository.private, "author": name.split("/")[0], "lastModified": _DATE}
+        about |= {"sha": commit.oid, "private": repository.private, "author": name.split("/")[0], "lastModified": _DATE}
+        card = _front_matter(commit.files.get("README.md", b"").decode())
+        return about | ({"cardData": card} if card else {})
 
     def variables_of(self, ask, name):
         self._repository(ask, "spaces", name, write=True)
@@ -445,7 +452,7 @@ class _Handler(BaseHTTPRequestHandler):
         try:
             if fault and fault.status:
                 headers = {} if fault.retry_after_s is None else {"Retry-After": str(fault.retry_after_s)}
-                raise Refusal(fault.status, "as the test wants it", headers=headers)
+                raise Refusal(fault.status, "as the test wants it", fault.code, headers=headers)
             with self.hub.lock:
                 answer = self._answer_to(asked, _Request(token, self.headers, parse_qs(query), content))
         except Refusal as refusal:
@@ -461,6 +468,10 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_header(name, value)
         self.end_headers()
         if self.command != "HEAD":
+            if fault and fault.drop == "halfway":
+                self.close_connection = True
+                self.wfile.write(answer.content[: len(answer.content) // 2])
+                return
             self.wfile.write(answer.content)
 
     do_GET = do_HEAD = do_POST = do_PUT = do_DELETE = answer
@@ -505,6 +516,12 @@ def _entry(path, content):
     large = path.endswith(LARGE_SUFFIXES)
     entry = {"type": "file", "path": path, "size": len(content), "oid": _oid(content, False)}
     return entry | ({"lfs": {"oid": _oid(content, True), "size": len(content), "pointerSize": 134}} if large else {})
+
+
+def _front_matter(card):
+    """The metadata on top of a card; None if it has none."""
+    match = re.match(r"---\n(.*?)\n---\n", card, re.DOTALL)
+    return yaml.safe_load(match[1]) if match else None
 
 
 def _folder(path):

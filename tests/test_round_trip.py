@@ -1,19 +1,15 @@
 """From images to a model that strangers use: every step in a process of its own, all against one Hub on this machine."""
 
 import json
-import os
-import subprocess
 import sys
-import sysconfig
-from pathlib import Path
 
 import pytest
 from huggingface_hub import ModelCard
 
 from evaluation.synthetic_parts import write_dataset
 from tests.hub_server import HubServer
+from tests.new_processes import in_a_new_process, what_a_stranger_gets, what_a_user_gets
 
-ROOT = Path(__file__).resolve().parents[1]
 NAME, DATA = "owner/rats-tiny", "owner/rendered"
 TINY = (
     "--hidden_size 32 --num_hidden_layers 2 --num_attention_heads 4 --intermediate_size 64 --num_registers 8 --patch_size 8 "
@@ -21,50 +17,6 @@ TINY = (
     "--num_local_crops 2 --export_image_size 48 --steps 4 --warmup_steps 1 --batch_size 4 --log_steps 1 --num_workers 0 "
     "--cpu_threads 1"
 )
-
-# Loads everything by its name on the Hub, where this package is not; prints what it got.
-BY_A_STRANGER = """
-import base64, importlib.util, io, json, sys
-import torch
-from huggingface_hub import snapshot_download
-from PIL import Image
-from transformers import AutoImageProcessor, AutoModel, AutoModelForSemanticSegmentation, pipeline
-
-assert importlib.util.find_spec("modeling_rats") is None, "the package must not be found"
-name, photo = sys.argv[1:]
-image = Image.open(photo)
-processor = AutoImageProcessor.from_pretrained(name, trust_remote_code=True)
-inputs = processor(images=image, return_tensors="pt")
-with torch.no_grad():
-    features = AutoModel.from_pretrained(name, trust_remote_code=True).eval()(**inputs).pooler_output
-    similarities = AutoModelForSemanticSegmentation.from_pretrained(name, trust_remote_code=True).eval()(**inputs).similarities
-parts = pipeline("part-segmentation", model=name, trust_remote_code=True)(image)
-
-folder = snapshot_download(name)
-specification = importlib.util.spec_from_file_location("handler", folder + "/handler.py")
-handler = importlib.util.module_from_spec(specification)
-specification.loader.exec_module(handler)
-answers = handler.EndpointHandler(folder)({"inputs": base64.b64encode(open(photo, "rb").read()).decode()})
-assert [answer["label"] for answer in answers] == [part["label"] for part in parts]
-print(json.dumps([features.sum().item(), similarities.sum().item(), [part["area"] for part in parts]]))
-"""
-
-BY_A_USER = """
-import json, sys
-import torch
-import modeling_rats
-from PIL import Image
-from transformers import AutoImageProcessor, AutoModel, AutoModelForSemanticSegmentation, pipeline
-
-name, photo = sys.argv[1:]
-image = Image.open(photo)
-inputs = AutoImageProcessor.from_pretrained(name)(images=image, return_tensors="pt")
-with torch.no_grad():
-    features = AutoModel.from_pretrained(name).eval()(**inputs).pooler_output
-    similarities = AutoModelForSemanticSegmentation.from_pretrained(name).eval()(**inputs).similarities
-parts = pipeline("part-segmentation", model=name)(image)
-print(json.dumps([features.sum().item(), similarities.sum().item(), [part["area"] for part in parts]]))
-"""
 
 
 @pytest.mark.slow
@@ -76,11 +28,8 @@ def test_from_a_data_set_on_the_hub_to_a_model_on_the_hub_and_back(tmp_path):
     with HubServer() as hub:
         hub.add(f"datasets/{DATA}", {path.name: path.read_bytes() for path in rendered.glob("*.parquet")})
 
-        def run(arguments, home, **environment):
-            inherited = os.environ | hub.environment(tmp_path / home) | {"CUDA_VISIBLE_DEVICES": ""} | environment
-            ended = subprocess.run([*map(str, arguments)], cwd=ROOT, env=inherited, capture_output=True, text=True, timeout=300)
-            assert ended.returncode == 0, ended.stderr
-            return ended.stdout
+        def run(arguments, home):
+            return in_a_new_process(hub, arguments, tmp_path / home)
 
         python, output = sys.executable, tmp_path / "run"
         run([python, "training/pretrain.py", "--dataset", DATA, "--output_dir", output, *TINY.split()], "trainer")
@@ -101,12 +50,8 @@ def test_from_a_data_set_on_the_hub_to_a_model_on_the_hub_and_back(tmp_path):
         assert {"assets/curves.png", "assets/parts_0.png", "assets/input_0.png", "assets/failure_0.png"} <= arrived.keys()
 
         photo.write_bytes((tmp_path / "pictures" / "inputs" / "0000.png").read_bytes())
-        user = json.loads(run([python, "-c", BY_A_USER, NAME, photo], "user").splitlines()[-1])
-        (tmp_path / "stranger").mkdir()
-        (tmp_path / "stranger.py").write_text(BY_A_STRANGER)
-        libraries = os.pathsep.join({sysconfig.get_paths()[kind] for kind in ("purelib", "platlib")})  # no .pth file is read
-        stranger = [sys._base_executable, tmp_path / "stranger.py", NAME, photo]  # type: ignore[attr-defined]
-        told = json.loads(run(stranger, "stranger", PYTHONPATH=libraries).splitlines()[-1])
+        user = what_a_user_gets(hub, NAME, photo, tmp_path)
+        told = what_a_stranger_gets(hub, NAME, photo, tmp_path)
         assert told == user and len(told[2]) >= 1
 
         # The scores of a model that is loaded from the Hub are its own, and are added by name.

@@ -23,6 +23,7 @@ from modeling_rats import (
     RatsUniversalSegmentationConfig,
 )
 from tests.hub_server import HubServer
+from tests.original_checkpoints import TINY, TINY_HEAD, VARIANTS, as_file, head
 from training.finetune_settings import FinetuneSettings, SegmentationDataSettings, SegmentationModelSettings
 from training.settings import DataSettings, ModelSettings, TrainingSettings
 
@@ -61,11 +62,28 @@ SIZES = {
 LABELS = ["ground", "disc", "box"]
 
 
+AUTHORS = "TimingYang/RATS"
+SERIES = [f"base/checkpoint_teacher_ep{epochs:04d}.pth" for epochs in (20, 100, 388)]
+
+
 @pytest.fixture
 def hub(monkeypatch, tmp_path):
     with HubServer() as server:
         server.take_over(monkeypatch, tmp_path / "home")
         yield server
+
+
+@pytest.fixture
+def authors(hub):
+    """A repository as that of the paper's authors, whose weights differ from file to file; its card names a licence."""
+    files = {}
+    for seed, name in enumerate(SERIES):
+        tensors, _ = VARIANTS["as on the page"].write(TINY, head(TINY["hidden_size"], **TINY_HEAD), seed)
+        files[name] = as_file(tensors)
+    card = "---\nlicense: cc-by-nc-4.0\ntags:\n- dino\n---\n\n# REGION-DINO\n"
+    others = {"base/log.txt": b"388", "base/checkpoint_teacher_ep0020.json": b"{}", "base/checkpoint_student_ep0020.pth": b"-"}
+    others |= {"small/checkpoint_teacher_ep0040.pth": b"-", "README.md": card.encode()}
+    return hub.add(AUTHORS, files | others)
 
 
 @pytest.fixture(scope="session")
