@@ -14,7 +14,7 @@ from pathlib import Path
 
 from hub_cards.records import name_training_data
 from training import checkpoint
-from training.export import build_processor, model_of_teacher, write_folder
+from training.export import build_processor, model_of_weights, write_folder
 from training.settings import DataSettings, EvaluationSettings, ModelSettings, Settings, TrainingSettings
 
 
@@ -54,7 +54,7 @@ def export_checkpoints(run_folder: Path, output: Path) -> list[Path]:
             "seconds": round(state["seconds"], 1),
         }
         folders.append(output / path.stem)
-        write_folder(folders[-1], model_of_teacher(settings, state["teacher"]), build_processor(settings), record)
+        write_folder(folders[-1], model_of_weights(settings, state["teacher"]), build_processor(settings), record)
     return folders
 
 

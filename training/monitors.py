@@ -6,8 +6,8 @@ from typing import NamedTuple
 
 import torch
 
-from training.progress import Progress
-from training.run_state import Run
+from training.loop import Reporter
+from training.pretraining_run import PretrainingRun
 from training.schedules import Schedule
 from training.streaming import Batch
 from training.teacher_figures import teacher_figures
@@ -69,7 +69,7 @@ class StepFigures(NamedTuple):
     schedule: Schedule
 
 
-class Reporter(Progress):
+class PretrainingReporter(Reporter[PretrainingRun, StepFigures]):
     """What pretraining shows while it goes.
 
     Args:
@@ -77,12 +77,12 @@ class Reporter(Progress):
         output: The folder of the run; the log is `log.jsonl` in it.
     """
 
-    def __init__(self, run: Run, output: Path):
+    def __init__(self, run: PretrainingRun, output: Path):
         super().__init__(run, run.settings.training, output, "Pretraining")
         self.koleo = bool(run.settings.training.koleo_weight)
         self.collapse = CollapseWatch(run.settings.training.collapse_patience)
 
-    def write(self, run: Run, figures: StepFigures, batch: Batch) -> None:
+    def write(self, run: PretrainingRun, figures: StepFigures, batch: Batch) -> None:
         """A line of the log; all ranks must call it, for its figures are means over them.
 
         Raises:
@@ -99,7 +99,7 @@ class Reporter(Progress):
                 f"checkpoint of an earlier step in {self.output / 'checkpoints'}, with --resume PATH."
             )
 
-    def _entry(self, run: Run, figures: StepFigures, batch: Batch) -> dict:
+    def _entry(self, run: PretrainingRun, figures: StepFigures, batch: Batch) -> dict:
         with torch.no_grad(), run.accelerator.autocast():
             of_teacher = teacher_figures(run.teacher, batch.views[0].to(run.accelerator.device), figures.targets)
         own = {"loss": float(figures.loss), **({"koleo": float(figures.koleo)} if self.koleo else {}), **of_teacher}

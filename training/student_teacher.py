@@ -12,9 +12,8 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from modeling_rats import RatsImageProcessor
 from modeling_rats.modeling_rats import RatsProjectionHead
-from training.networks import extract
+from training.networks import ViewNetwork, extract
 from training.sharding import own_shards, reshard
 
 
@@ -34,7 +33,7 @@ class ViewOutputs(NamedTuple):
     patches: torch.Tensor | None
 
 
-class MultiCropNetwork(nn.Module):
+class MultiCropNetwork(ViewNetwork):
     """Views in, prototype logits out: the backbone runs once per size of view, the head once on all of them.
 
     Args:
@@ -42,23 +41,9 @@ class MultiCropNetwork(nn.Module):
         head: DINO head.
     """
 
-    mean: torch.Tensor
-    std: torch.Tensor
-
     def __init__(self, backbone: PreTrainedModel, head: RatsProjectionHead):
-        super().__init__()
-        self.backbone = backbone
+        super().__init__(backbone)
         self.head = head
-        # The processor is the only home of mean and std; here they are in levels of 0 to 255.
-        mean = torch.tensor(RatsImageProcessor.image_mean) * 255
-        std = torch.tensor(RatsImageProcessor.image_std) * 255
-        self.register_buffer("mean", mean.view(3, 1, 1), persistent=False)
-        self.register_buffer("std", std.view(3, 1, 1), persistent=False)
-
-    @property
-    def _no_split_modules(self) -> list[str]:
-        """The blocks that FSDP shards one by one; Accelerate asks for them under this name."""
-        return sorted(self.backbone._no_split_modules or [])
 
     def forward(self, views: Sequence[torch.Tensor], with_patches: bool = False) -> ViewOutputs:
         """
@@ -74,10 +59,6 @@ class MultiCropNetwork(nn.Module):
         logits = self.head(pooled).unflatten(0, (len(views), -1))  # (V, B, K)
         _, registers, patches = of_sizes[0]
         return ViewOutputs(logits, pooled.unflatten(0, (len(views), -1)), registers, patches)
-
-    def normalize(self, pixels: torch.Tensor) -> torch.Tensor:
-        """uint8 (images, height, width, 3) -> normalised float32 (images, 3, height, width)."""
-        return (pixels.permute(0, 3, 1, 2).float() - self.mean) / self.std
 
 
 def build_teacher(student: MultiCropNetwork) -> MultiCropNetwork:

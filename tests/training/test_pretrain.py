@@ -705,7 +705,7 @@ def test_an_interrupted_measurement_is_made_up_for(make_arguments, tmp_path, mon
 
     for _ in range(2):  # at step 3, and again in the last measurement
         with monkeypatch.context() as interrupted, pytest.raises(Interruption):
-            interrupted.setattr(pretrain.PeriodicEvaluation, "measure", killed)
+            interrupted.setattr("training.periodic_evaluation.PeriodicEvaluation.measure", killed)
             pretrain.main(arguments)
         assert read_json_lines(tmp_path / "evaluation.jsonl") == []
     pretrain.main(arguments)
