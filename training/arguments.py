@@ -166,6 +166,9 @@ def _check(settings: Settings, error: ReportError) -> None:
         error(f"koleo_weight={training.koleo_weight} spreads registers, and model_type=vit has none; set koleo_weight=0.")
     if training.koleo_weight and model.num_registers < 2:
         error(f"koleo_weight={training.koleo_weight} spreads registers from each other; num_registers=1 leaves none to spread.")
+    if training.register_bottleneck_weight and model.model_type == "vit":
+        weight = f"register_bottleneck_weight={training.register_bottleneck_weight}"
+        error(f"{weight} has registers explain patches, and model_type=vit has none; set register_bottleneck_weight=0.")
     if training.warm_start and model.model_type != "rats":
         error(f"warm_start={training.warm_start} fills a RATS; with model_type={model.model_type} leave it out.")
 

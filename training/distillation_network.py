@@ -8,10 +8,9 @@ from typing import NamedTuple
 import torch
 from torch import nn
 from transformers import PreTrainedModel
-from transformers.utils.generic import maybe_autocast
 
 from training.distill_settings import DistillSettings
-from training.networks import ViewNetwork, build_backbone_and_head, build_config, extract
+from training.networks import ViewNetwork, build_backbone_and_head, build_config, extract, in_float32
 
 
 class DistillationOutputs(NamedTuple):
@@ -63,18 +62,10 @@ class DistillationNetwork(ViewNetwork):
         return DistillationOutputs(
             registers,
             patches,
-            _projected(self.patch_projection, patches),
-            _projected(self.register_projection, registers),
-            _projected(self.global_projection, pooled),
+            in_float32(self.patch_projection, patches),
+            in_float32(self.register_projection, registers),
+            in_float32(self.global_projection, pooled),
         )
-
-
-def _projected(projection: nn.Linear | None, tokens: torch.Tensor | None) -> torch.Tensor | None:
-    """In float32: what is left to learn at the end is less than bfloat16 tells."""
-    if projection is None or tokens is None:
-        return None
-    with maybe_autocast(tokens.device.type, enabled=False):
-        return projection(tokens.float())
 
 
 def build_student(settings: DistillSettings, teacher_size: int) -> DistillationNetwork:

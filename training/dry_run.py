@@ -28,7 +28,8 @@ def describe(settings: Settings, stream: ViewStream, num_processes: int) -> str:
     """
     model, data, training, _ = settings
     with torch.device("meta"):
-        network = MultiCropNetwork(*build_backbone_and_head(model.model_type, build_config(model, data.global_crop_size)))
+        backbone, head = build_backbone_and_head(model.model_type, build_config(model, data.global_crop_size))
+        network = MultiCropNetwork(backbone, head, training.register_bottleneck_weight > 0)
     images = training.batch_size // (num_processes * training.gradient_accumulation_steps)
     views_px = [data.global_crop_size] * 2 + [data.local_crop_size] * data.num_local_crops
     kept_gib = saved_bytes(network, views_px, images) / GIB

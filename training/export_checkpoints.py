@@ -1,4 +1,4 @@
-"""Model folders of the checkpoints that a pretraining or a distillation has kept, to be looked at or scored one after the other.
+"""Model folders of the checkpoints that a run has kept, to be looked at or scored one after the other.
 
     python -m training.export_checkpoints RUN_FOLDER [--output FOLDER]
 
@@ -22,7 +22,7 @@ def export_checkpoints(run_folder: Path, output: Path) -> list[Path]:
     """Write a model folder for each checkpoint of a run, with the image processor and a record of the training until there.
 
     Args:
-        run_folder: The output_dir of a pretraining or a distillation.
+        run_folder: The output_dir of a pretraining or distillation.
         output: Gets the folders, step_00000100 and so on; those that are there are replaced.
 
     Returns:
@@ -35,8 +35,8 @@ def export_checkpoints(run_folder: Path, output: Path) -> list[Path]:
     paths = checkpoint.list_checkpoints(run_folder / "checkpoints")
     if not paths:
         raise FileNotFoundError(
-            f"{run_folder} has no checkpoints/step_*.pt; it must be the output_dir of a pretraining or a distillation. Name another, or let a "
-            "run keep some (--keep_every_steps)."
+            f"{run_folder} has no checkpoints/step_*.pt; it must be the output_dir of a pretraining or distillation. "
+            "Name another, or let a run keep some (--keep_every_steps)."
         )
     output.mkdir(parents=True, exist_ok=True)
     exported = run_folder / "model" / "training.json"  # tells, too, what may change from one sitting to the next

@@ -9,6 +9,7 @@ from typing import NamedTuple, cast
 import torch
 from torch import nn
 from transformers import Dinov2WithRegistersConfig, Dinov2WithRegistersModel, PreTrainedModel, ViTConfig, ViTModel
+from transformers.utils.generic import maybe_autocast
 
 from evaluation.register_attention_variants import VARIANTS, RatsVariantConfig, RatsVariantForPreTraining, is_rats
 from modeling_rats import RatsConfig, RatsForPreTraining, RatsImageProcessor
@@ -142,3 +143,11 @@ class ViewNetwork(nn.Module):
     def normalize(self, pixels: torch.Tensor) -> torch.Tensor:
         """uint8 (images, height, width, 3) -> normalised float32 (images, 3, height, width)."""
         return (pixels.permute(0, 3, 1, 2).float() - self.mean) / self.std
+
+
+def in_float32(projection: nn.Linear | None, tokens: torch.Tensor | None) -> torch.Tensor | None:
+    """Projected tokens; None where there is nothing to project. In bfloat16 the end of the training could not be told apart."""
+    if projection is None or tokens is None:
+        return None
+    with maybe_autocast(tokens.device.type, enabled=False):
+        return projection(tokens.float())

@@ -10,6 +10,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # or a foreign `training` could win over this one
 
+from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import cast
 
@@ -23,6 +24,7 @@ from modeling_rats import RatsModel, load_vit_weights
 from training import checkpoint
 from training.arguments import parse
 from training.dino_loss import DinoLoss
+from training.distillation_loss import centered, register_bottleneck_loss
 from training.dry_run import describe
 from training.export import export, model_of
 from training.koleo import koleo_loss
@@ -34,11 +36,11 @@ from training.optimizer import build_optimizer, clip_gradients, set_schedule
 from training.pretraining_run import PretrainingRun
 from training.run_state import take_step
 from training.schedules import schedule_at
-from training.settings import Settings
+from training.settings import Settings, TrainingSettings
 from training.sharding import prepare
 from training.sources import open_stream
 from training.streaming import Batch, ViewStream
-from training.student_teacher import MultiCropNetwork, build_teacher, update_teacher
+from training.student_teacher import MultiCropNetwork, ViewOutputs, build_teacher, update_teacher
 
 
 class Pretraining(Program[PretrainingRun, StepFigures]):
@@ -97,7 +99,7 @@ def build_run(accelerator: Accelerator, settings: Settings) -> PretrainingRun:
     if training.warm_start and not resumed:
         accelerator.print(load_vit_weights(cast(RatsModel, backbone), training.warm_start))
     backbone.set_attn_implementation(choose_attention(training.attn_implementation, accelerator.device))
-    network = MultiCropNetwork(backbone, head).train()
+    network = MultiCropNetwork(backbone, head, training.register_bottleneck_weight > 0).train()
     networks = network, build_teacher(network)
     if training.gradient_checkpointing:
         backbone.activation_checkpointing_enable()
@@ -126,17 +128,24 @@ def train_step(run: PretrainingRun, batch: Batch) -> StepFigures:
     views = [view.to(accelerator.device, non_blocking=True) for view in batch.views]  # V x (B, height, width, 3)
     parts = list(zip(*(view.chunk(settings.gradient_accumulation_steps) for view in views), strict=True))
     with torch.no_grad(), accelerator.autocast():
-        teacher_logits = torch.cat([run.teacher(part[:2]).logits for part in parts], dim=1)  # (G, B, K)
-    targets = run.loss.targets(teacher_logits, schedule.teacher_temperature)  # (G, B, K), of the whole batch at once
-    loss, koleo = torch.zeros(2, device=accelerator.device)
-    for index, (part, part_targets) in enumerate(zip(parts, targets.chunk(len(parts), dim=1), strict=True), 1):
+        of_teacher = [run.teacher(part[:2]) for part in parts]
+    # Targets are those of the whole batch at once.
+    targets = run.loss.targets(torch.cat([one.logits for one in of_teacher], dim=1), schedule.teacher_temperature)  # (G, B, K)
+    patch_targets = patch_targets_of(of_teacher, settings)
+    loss, koleo, bottleneck = torch.zeros(3, device=accelerator.device)
+    of_parts = zip(parts, targets.chunk(len(parts), dim=1), patch_targets, strict=True)
+    for index, (part, part_targets, part_patches) in enumerate(of_parts, 1):
         with nullcontext() if index == len(parts) else accelerator.no_sync(run.student):
             with accelerator.autocast():
                 outputs = run.student(part)
             part_loss = run.loss(outputs.logits, part_targets) / len(parts)
             part_koleo = koleo_loss(outputs.registers) / len(parts) if settings.koleo_weight else koleo.new_zeros(())
-            accelerator.backward(part_loss + settings.koleo_weight * part_koleo)
+            part_bottleneck = bottleneck_loss(outputs, part_patches, settings) / len(parts)
+            accelerator.backward(
+                part_loss + settings.koleo_weight * part_koleo + settings.register_bottleneck_weight * part_bottleneck
+            )
         loss, koleo = loss + part_loss.detach(), koleo + part_koleo.detach()
+        bottleneck = bottleneck + part_bottleneck.detach()
 
     if accelerator.scaler:
         accelerator.scaler.unscale_(run.optimizer)
@@ -148,7 +157,26 @@ def train_step(run: PretrainingRun, batch: Batch) -> StepFigures:
     if is_finite:
         run.loss.update_center()
         update_teacher(run.teacher, student, schedule.teacher_momentum)
-    return StepFigures(loss, koleo, gradient_norm, is_finite, targets, schedule)
+    return StepFigures(loss, koleo, bottleneck, gradient_norm, is_finite, targets, schedule)
+
+
+def patch_targets_of(of_teacher: Sequence[ViewOutputs], settings: TrainingSettings) -> Sequence[torch.Tensor | None]:
+    """What the registers are to explain in each part of a batch: the teacher's patches without their mean, (G * B, L, D)."""
+    patches = [one.patches for one in of_teacher if one.patches is not None]
+    if not patches:
+        return [None] * len(of_teacher)
+    return centered(torch.cat(patches), settings.register_bottleneck_mean).chunk(len(of_teacher))
+
+
+def bottleneck_loss(outputs: ViewOutputs, targets: torch.Tensor | None, settings: TrainingSettings) -> torch.Tensor:
+    """How badly the student's registers explain the teacher's patches of the same views, a scalar; 0 where that is off.
+
+    Departs from the paper and from DINO, which have no such loss.
+    """
+    _, _, registers, patches, projected = outputs
+    if targets is None or registers is None or patches is None or projected is None:
+        return outputs.logits.new_zeros(())
+    return register_bottleneck_loss(registers, patches, projected, targets, settings.register_bottleneck_temperature)
 
 
 if __name__ == "__main__":

@@ -180,6 +180,13 @@ class TrainingSettings(LoopSettings):
     koleo_weight: float = field(
         default=0.0, metadata={"help": "Weight of the KoLeo regulariser that spreads the registers of an image; 0: off."}
     )
+    register_bottleneck_weight: float = field(
+        default=0.0,
+        metadata={
+            "help": "Weight of a loss that has the registers explain the teacher's patches, as in distillation; the paper does "
+            "without; 0: off."
+        },
+    )
     collapse_patience: int = field(
         default=20, metadata={"help": "Lines of the log in a row with a collapsed teacher after which the run stops; 0: never."}
     )

@@ -13,7 +13,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from modeling_rats.modeling_rats import RatsProjectionHead
-from training.networks import ViewNetwork, extract
+from training.networks import Features, ViewNetwork, extract, in_float32
 from training.sharding import own_shards, reshard
 
 
@@ -25,12 +25,15 @@ class ViewOutputs(NamedTuple):
         pooled: What the head got, (V, B, D).
         registers: After the final LayerNorm, of the first size of views, the global ones, (views * B, N, D); None for a ViT.
         patches: Likewise, (views * B, L, D); None where they were not asked for.
+        projected_registers: What each of the registers stands for among the teacher's patches, (views * B, N, D); None without
+            the register bottleneck.
     """
 
     logits: torch.Tensor
     pooled: torch.Tensor
     registers: torch.Tensor | None
     patches: torch.Tensor | None
+    projected_registers: torch.Tensor | None = None
 
 
 class MultiCropNetwork(ViewNetwork):
@@ -39,11 +42,14 @@ class MultiCropNetwork(ViewNetwork):
     Args:
         backbone: RATS or a twin (`networks.py`).
         head: DINO head.
+        with_bottleneck: Whether registers are projected, for the loss of the register bottleneck; then patches are given, too.
     """
 
-    def __init__(self, backbone: PreTrainedModel, head: RatsProjectionHead):
+    def __init__(self, backbone: PreTrainedModel, head: RatsProjectionHead, with_bottleneck: bool = False):
         super().__init__(backbone)
         self.head = head
+        width = backbone.config.hidden_size
+        self.register_projection = nn.Linear(width, width) if with_bottleneck else None
 
     def forward(self, views: Sequence[torch.Tensor], with_patches: bool = False) -> ViewOutputs:
         """
@@ -51,14 +57,16 @@ class MultiCropNetwork(ViewNetwork):
             views: V views of B images, uint8, (B, height, width, 3); views of one size stand together, the global ones first.
             with_patches: Give the patch tokens too.
         """
-        of_sizes = []
+        with_patches = with_patches or self.register_projection is not None
+        of_sizes: list[Features] = []
         for _, same_size in groupby(views, key=lambda view: view.shape):
             pixel_values = self.normalize(torch.cat(list(same_size)))  # (views of this size * B, 3, height, width)
-            of_sizes.append(extract(self.backbone, pixel_values, with_patches))
+            of_sizes.append(extract(self.backbone, pixel_values, with_patches and not of_sizes))
         pooled = torch.cat([features.pooled for features in of_sizes])  # (V * B, D)
         logits = self.head(pooled).unflatten(0, (len(views), -1))  # (V, B, K)
         _, registers, patches = of_sizes[0]
-        return ViewOutputs(logits, pooled.unflatten(0, (len(views), -1)), registers, patches)
+        projected = in_float32(self.register_projection, registers)  # (views * B, N, D)
+        return ViewOutputs(logits, pooled.unflatten(0, (len(views), -1)), registers, patches, projected)
 
 
 def build_teacher(student: MultiCropNetwork) -> MultiCropNetwork:

@@ -15,12 +15,14 @@ EXACT = {"batch_size": 8, "learning_rate": 3.2, "clip_gradient": 0.02, "cpu_thre
 SINKHORN_KNOPP, IN_PARTS, IN_ONE = {"centering": "sinkhorn_knopp"}, {"gradient_accumulation_steps": 2}, {}
 # AdamW, bf16, prototypes that are frozen at first, and a centre.
 AS_TRAINED = {"optimizer": "adamw", "settings": {"mixed_precision": "bf16", "freeze_last_layer_steps": 3}}
+BOTTLENECK = {"register_bottleneck_weight": 0.5}
 DISTILLED_AS_TRAINED = {"optimizer": "adamw"}  # float32: with FSDP2 bf16 rounds otherwise from one process to the next
 JOBS = {  # number of processes -> what they compute one after the other: a start of processes takes longer than the steps
     1: {
         "alone": {},
         "alone, Sinkhorn-Knopp": {"settings": SINKHORN_KNOPP},
         "alone, in parts": {"settings": IN_PARTS},
+        "alone, bottleneck": {"settings": BOTTLENECK},
         "alone, distilled": {"distils": True},
         "alone, checkpointing": {"settings": {"gradient_checkpointing": True}},
     },
@@ -33,6 +35,7 @@ JOBS = {  # number of processes -> what they compute one after the other: a star
             ", in parts": {"settings": IN_PARTS},
             ", as trained": AS_TRAINED,
             ", interrupted": AS_TRAINED | {"interrupted": True},
+            ", bottleneck": {"settings": BOTTLENECK | IN_PARTS},
             ", distilled": {"distils": True},
             ", distilled in parts": {"distils": True, "settings": IN_PARTS},
             ", distilled as trained": {"distils": True} | DISTILLED_AS_TRAINED,
@@ -125,6 +128,12 @@ def test_two_ranks_with_half_the_batch_each_are_one_with_the_whole(results, shar
 @pytest.mark.parametrize("sharing", ["alone", "ddp", "fsdp2"])
 def test_a_batch_computed_in_parts_is_the_whole_batch(results, alone, sharing):
     assert_same(results[f"{sharing}, in parts"], alone)
+
+
+@pytest.mark.parametrize("sharing", ["ddp", "fsdp2"])
+def test_the_register_bottleneck_of_two_ranks_in_parts_is_that_of_one(results, sharing):
+    assert "register_projection.weight" in results["alone, bottleneck"]["gradients"][0]
+    assert_same(results[f"{sharing}, bottleneck"], results["alone, bottleneck"])
 
 
 @pytest.mark.parametrize("how", ["", " in parts"])
