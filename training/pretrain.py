@@ -128,10 +128,12 @@ def train_step(run: PretrainingRun, batch: Batch) -> StepFigures:
     views = [view.to(accelerator.device, non_blocking=True) for view in batch.views]  # V x (B, height, width, 3)
     parts = list(zip(*(view.chunk(settings.gradient_accumulation_steps) for view in views), strict=True))
     with torch.no_grad(), accelerator.autocast():
-        of_teacher = [run.teacher(part[:2]) for part in parts]
+        of_teacher = [(said.logits, said.patches) for said in (run.teacher(part[:2]) for part in parts)]
     # Targets are those of the whole batch at once.
-    targets = run.loss.targets(torch.cat([one.logits for one in of_teacher], dim=1), schedule.teacher_temperature)  # (G, B, K)
-    patch_targets = patch_targets_of(of_teacher, settings)
+    targets = run.loss.targets(
+        torch.cat([logits for logits, _ in of_teacher], dim=1), schedule.teacher_temperature
+    )  # (G, B, K)
+    patch_targets = patch_targets_of([patches for _, patches in of_teacher], settings)
     loss, koleo, bottleneck = torch.zeros(3, device=accelerator.device)
     of_parts = zip(parts, targets.chunk(len(parts), dim=1), patch_targets, strict=True)
     for index, (part, part_targets, part_patches) in enumerate(of_parts, 1):
@@ -160,12 +162,10 @@ def train_step(run: PretrainingRun, batch: Batch) -> StepFigures:
     return StepFigures(loss, koleo, bottleneck, gradient_norm, is_finite, targets, schedule)
 
 
-def patch_targets_of(of_teacher: Sequence[ViewOutputs], settings: TrainingSettings) -> Sequence[torch.Tensor | None]:
-    """What the registers are to explain in each part of a batch: the teacher's patches without their mean, (G * B, L, D)."""
-    patches = [one.patches for one in of_teacher if one.patches is not None]
-    if not patches:
-        return [None] * len(of_teacher)
-    return centered(torch.cat(patches), settings.register_bottleneck_mean).chunk(len(of_teacher))
+def patch_targets_of(of_parts: list[torch.Tensor | None], settings: TrainingSettings) -> Sequence[torch.Tensor | None]:
+    """The teacher's patches without their mean, which the registers are to explain, of each part of a batch, (G * B, L, D)."""
+    patches = [one for one in of_parts if one is not None]
+    return centered(torch.cat(patches), settings.register_bottleneck_mean).chunk(len(of_parts)) if patches else of_parts
 
 
 def bottleneck_loss(outputs: ViewOutputs, targets: torch.Tensor | None, settings: TrainingSettings) -> torch.Tensor:
