@@ -2,7 +2,12 @@
 
 import json
 import math
+import os
 import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -23,6 +28,7 @@ from training.launch import start_accelerator
 from training.preemption import EXIT_CODE
 from training.streaming import Batch
 
+ROOT = Path(__file__).resolve().parents[2]
 STEPS = 6
 LOG_FIELDS = {
     "step", "loss", "patch_loss", "register_bottleneck_loss", "global_loss", "gradient_norm", "learning_rate", "weight_decay",
@@ -236,6 +242,23 @@ def test_a_step_without_a_finite_gradient_changes_nothing(make_arguments, tmp_pa
     assert not figures.is_finite and run.skipped_steps == 1
     assert all(torch.equal(tensor, before[name]) for name, tensor in run.student.state_dict().items())
     assert distill.train_step(run, batch_of()).is_finite
+
+
+@pytest.mark.slow
+def test_two_processes_share_the_work(make_arguments, tmp_path):
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "training/distill.py"]
+    arguments = make_arguments(tmp_path, steps=2, log_steps=1)
+    launcher = subprocess.Popen(
+        [*command, *arguments], cwd=ROOT, env=os.environ | {"CUDA_VISIBLE_DEVICES": ""}, start_new_session=True
+    )
+    try:
+        assert launcher.wait(timeout=180) == 0
+    finally:
+        if launcher.poll() is None:
+            os.killpg(launcher.pid, signal.SIGKILL)
+    record = json.loads((tmp_path / "model" / "training.json").read_text())
+    assert record["processes"] == 2 and record["teacher"]["model_type"] == "dinov2"
+    assert [entry["images_seen"] for entry in read_json_lines(tmp_path / "log.jsonl")] == [4, 8]
 
 
 # Exact
