@@ -88,7 +88,7 @@ def main(arguments: list[str] | None = None) -> Path:
 
 
 def crops_of(data: DistillDataSettings) -> Crops:
-    """Views for student and teacher alike: a resized crop, a flip, and light colours. No blur: what is lost cannot be told."""
+    """The views that student and teacher both see: a resized crop, a flip, light changes of colour, and no blur."""
     view = ViewSettings(
         data.global_crop_size,
         data.global_crops_scale,

@@ -142,7 +142,7 @@ def load_teacher(name: str, revision: str | None, device: torch.device, bf16: bo
         backbone = load_backbone(name, revision or "main")
     except (OSError, ValueError) as error:
         on_hub = not Path(name).exists() and isinstance(error, OSError)
-        remedy = f" Of a model on the Hub: {LOG_IN}." if on_hub or _is_gated(error) else ""
+        remedy = f" For a model on the Hub: {LOG_IN}." if on_hub or _is_gated(error) else ""
         raise ValueError(f"teacher={name}: {error}{remedy}") from error
     channels = getattr(backbone.model.config, "num_channels", 3)
     if channels != 3:
