@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from hub_cards.measurements import Evaluation
-from hub_cards.record_text import UNRECORDED, limits_of_scores, told_amount, told_data, told_machine
+from hub_cards.record_text import UNRECORDED, limits_of_scores, told_amount, told_data, told_machine, told_teacher
 from hub_cards.records import ModelRecord, input_size, pixels, training_data
 from hub_cards.weight_source import AUTHORS
 
@@ -15,6 +15,19 @@ PARTS = {
     "registers": "each patch goes to the register token of highest cosine similarity, as in the paper",
     "claimed_patches": "each patch goes to the register that claims it in the compress step; "
     "five steps of k-means on the image's patches follow (not the paper's reading)",
+}
+
+PRETRAINED = {
+    "trained": "DINO self-distillation without labels; these weights are the teacher's.",
+    "program": "training/pretrain.py",
+    "curves_told": "Training curves: loss and entropies, gradient norm, learning rate, images per second",
+    "distilled": False,
+}
+DISTILLED = {
+    "trained": "Distilled from a frozen teacher without labels; these weights are the student's.",
+    "program": "training/distill.py",
+    "curves_told": "Training curves: losses, gradient norm, learning rate, images per second",
+    "distilled": True,
 }
 
 
@@ -30,9 +43,7 @@ def card_values(model: ModelRecord, evaluations: Sequence[Evaluation]) -> dict[s
     return {
         "details": describe_model(model),
         "training": describe_training(model.training),
-        "trained": "DINO self-distillation without labels; these weights are the teacher's.",
-        "program": "training/pretrain.py",
-        "curves_told": "Training curves: loss and entropies, gradient norm, learning rate, images per second",
+        **(DISTILLED if model.is_distilled else PRETRAINED),
         "limitations": describe_limitations(model, evaluations),
     }
 
@@ -65,11 +76,17 @@ def describe_training(training: Mapping[str, Any] | None) -> dict[str, str]:
     if training is None:
         return {}
     settings = training["settings"]
+    side = f"{settings['global_crop_size']} px"
+    views = (
+        f"{settings['num_global_crops']} of {side} per image"
+        if training.get("teacher")
+        else f"2 of {side} and {settings['num_local_crops']} of {settings['local_crop_size']} px per image"
+    )
     return {
+        **told_teacher(training),
         "Data": told_data(training, settings.get("dataset_split")),
         **told_amount(training),
-        "Views": f"2 of {settings['global_crop_size']} px and {settings['num_local_crops']} of "
-        f"{settings['local_crop_size']} px per image",
+        "Views": views,
         **told_machine(training),
     }
 

@@ -14,10 +14,11 @@ from hub_cards.records import LICENCE_KEYS, ModelRecord, training_data
 
 TAGS = ("rats", "vision", "register-attention", "part-segmentation")
 TAGS_WHEN_PRETRAINED = ("self-supervised", "dino")
+TAGS_WHEN_DISTILLED = ("distillation",)
 TAGS_OF_SEGMENTERS = ("vision", "universal-segmentation")
 TAGS_ON_RATS = ("rats", "register-attention")
 TAGS_OF_TASKS = tuple(f"{task}-segmentation" for task in ("semantic", "instance", "panoptic"))
-GENERATED_TAGS = {*TAGS, *TAGS_WHEN_PRETRAINED, *TAGS_OF_SEGMENTERS, *TAGS_OF_TASKS}
+GENERATED_TAGS = {*TAGS, *TAGS_WHEN_PRETRAINED, *TAGS_WHEN_DISTILLED, *TAGS_OF_SEGMENTERS, *TAGS_OF_TASKS}
 DEFAULT_LICENSE = "mit"
 MEASURED_KEYS = ("metrics", "model-index")  # never kept from an earlier card
 GENERATED_KEYS = ("library_name", "pipeline_tag", "tags", "datasets", "widget", "base_model")
@@ -60,6 +61,8 @@ def build_metadata(
         generated["datasets"] = on_hub
     if model.base_model:
         generated["base_model"] = model.base_model
+        if model.is_distilled:
+            generated["base_model_relation"] = "finetune"  # the nearest of those that the Hub knows
     if examples:
         generated["widget"] = list(examples)
     if results:
@@ -89,7 +92,8 @@ def as_dict(data: CardData) -> dict[str, Any]:
 
 def _tags(model: ModelRecord) -> tuple[str, ...]:
     if not model.is_segmenter:
-        return (*TAGS, *(TAGS_WHEN_PRETRAINED if model.training or model.source else ()))
+        learned = TAGS_WHEN_DISTILLED if model.is_distilled else TAGS_WHEN_PRETRAINED
+        return (*TAGS, *(learned if model.training or model.source else ()))
     on_rats = TAGS_ON_RATS if model.config["backbone_config"]["model_type"] == "rats" else ()
     task = (f"{model.training['settings']['task']}-segmentation",) if model.training else ()
     return (*on_rats, *TAGS_OF_SEGMENTERS, *task)

@@ -8,7 +8,7 @@ from typing import Any
 from huggingface_hub.utils import yaml_dump
 
 from hub_cards.measurements import Evaluation, told_versions
-from hub_cards.records import as_list, training_data
+from hub_cards.records import as_list, folder_name, training_data
 
 UNRECORDED = "How and on what these weights were trained is not recorded in the model folder."
 
@@ -26,6 +26,30 @@ def told_amount(training: Mapping[str, Any]) -> dict[str, str]:
         "Steps": f"{training['steps']:,}",
         "Batch size": f"{training['settings']['batch_size']:,} images",
         "Images seen": f"{training['images_seen']:,}",
+    }
+
+
+def told_teacher(training: Mapping[str, Any]) -> dict[str, str]:
+    """Of a distillation from what and how it learned; nothing of other trainings."""
+    teacher, settings = training.get("teacher"), training["settings"]
+    if not teacher:
+        return {}
+    name = teacher["name"]
+    known = f"[{name}](https://huggingface.co/{name})" if teacher["on_hub"] else f"`{folder_name(name)}` (a local model)"
+    revision = f", commit `{teacher['revision'][:12]}`" if teacher["revision"] else ""
+    licence = f"licence `{teacher['licence']}`" if teacher["licence"] else "its licence is not recorded"
+    of_registers = (
+        f"the teacher's patches explained by the registers (1 - cosine; temperature "
+        f"{settings['register_bottleneck_temperature']:g}, without the mean of each {settings['register_bottleneck_mean']})"
+    )
+    losses = {
+        "patch_weight": "patches (1 - cosine and squared error)",
+        "register_bottleneck_weight": of_registers,
+        "global_weight": "the mean register (1 - cosine)",
+    }
+    return {
+        "Teacher": f"{known} ({teacher['model_type']}{revision}); {licence}",
+        "Loss": "; ".join(f"{settings[weight]:g} x {loss}" for weight, loss in losses.items() if settings[weight]),
     }
 
 

@@ -45,7 +45,7 @@ class ModelRecord:
         config: config.json.
         processor: preprocessor_config.json.
         training: training.json, and in `data_sets` how its data sets are called, in `base_model` the Hub name of the model that
-            it started from, or None; None if the folder has none.
+            it started from or was distilled from, or None; None if the folder has none.
         num_parameters: Elements of all tensors in the safetensors files.
         weight_files: Name and SHA-256 of those files.
         source: Of weights that `hub_cards.convert` took from elsewhere what training.json says, and None in `training`.
@@ -65,8 +65,13 @@ class ModelRecord:
         return self.config["model_type"] == SEGMENTER
 
     @property
+    def is_distilled(self) -> bool:
+        """Whether it learned from a frozen teacher."""
+        return bool(self.training and self.training.get("teacher"))
+
+    @property
     def base_model(self) -> str | None:
-        """The Hub name of the model whose weights these are, or whose weights the training started from."""
+        """The Hub name of the model whose weights these are, that the training started from, or that was its teacher."""
         if self.source:
             return self.source["source"]["repo_id"]
         return self.training["base_model"] if self.training else None
@@ -144,11 +149,14 @@ def _read_training(path: Path) -> dict[str, Any] | None:
         return read_json(path, CONVERSION_KEYS, "the record of a conversion")
     training = read_json(path, TRAINING_KEYS, "the record of training")
     settings = training["settings"]
-    return {"data_sets": name_training_data(settings), "base_model": _base_model(settings)} | training
+    return {"data_sets": name_training_data(settings), "base_model": _base_model(training)} | training
 
 
-def _base_model(settings: Mapping[str, Any]) -> str | None:
-    """What warm starts and fine-tuning name, if it is no folder here."""
+def _base_model(training: Mapping[str, Any]) -> str | None:
+    """The teacher of a distillation if it was on the Hub, or what warm starts and fine-tuning name, if it is no folder here."""
+    settings, teacher = training["settings"], training.get("teacher")
+    if teacher:
+        return teacher["name"] if teacher["on_hub"] else None
     start = settings.get("warm_start") or settings.get("backbone")
     return start if start and HUB_NAME.fullmatch(start) and not os.path.exists(start) else None
 

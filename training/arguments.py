@@ -2,7 +2,7 @@
 
 import math
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, NoReturn
@@ -11,7 +11,7 @@ import yaml
 from transformers import HfArgumentParser
 
 from training.run_settings import flat
-from training.settings import DataSettings, Settings
+from training.settings import AnySettings, ImageSettings, Settings
 
 QUICKSTART = Path(__file__).parent / "recipes" / "quickstart.yaml"
 ReportError = Callable[[str], NoReturn]
@@ -104,11 +104,12 @@ def recipe_flags(recipe: Path, parser: HfArgumentParser, groups: tuple[Any, ...]
 # Settings that must reach a least value, and those that must lie between 0 and 1.
 _AT_LEAST_ONE = {"steps", "batch_size", "checkpoint_steps", "keep_checkpoints", "log_steps", "shuffle_buffer", "patch_size"}
 _AT_LEAST_ONE |= {"cpu_threads", "synthetic_images", "gradient_accumulation_steps", "nonfinite_patience"}
-_AT_LEAST_ONE |= {"eval_images", "knn_train_images", "knn_test_images", "knn_neighbors"}
+_AT_LEAST_ONE |= {"num_global_crops", "eval_images", "knn_train_images", "knn_test_images", "knn_neighbors"}
 _AT_LEAST_ZERO = {"seed", "learning_rate", "clip_gradient", "warmup_steps", "weight_decay", "freeze_last_layer_steps"}
 _AT_LEAST_ZERO |= {"num_workers", "num_local_crops", "collapse_patience", "keep_every_steps", "koleo_weight"}
 _AT_LEAST_ZERO |= {"eval_steps", "eval_pictures", "min_learning_rate", "weight_decay_end"}
-_ABOVE_ZERO = {"student_temperature", "teacher_temperature", "warmup_teacher_temperature"}
+_AT_LEAST_ZERO |= {"patch_weight", "register_bottleneck_weight", "global_weight"}
+_ABOVE_ZERO = {"student_temperature", "teacher_temperature", "warmup_teacher_temperature", "register_bottleneck_temperature"}
 _SHARES = {"teacher_momentum", "center_momentum", "grayscale", "max_broken_share"}
 
 
@@ -129,35 +130,50 @@ def check_ranges(values: Mapping[str, Any], error: ReportError) -> None:
             error(f"{name}={value} must lie between 0 and 1.")
 
 
-def _check(settings: Settings, error: ReportError) -> None:
-    """Ranges of settings and rules between them. What concerns the network alone, RatsConfig checks."""
-    model, data, training, _ = settings
+def check_shared(settings: AnySettings, views: Sequence[str], error: ReportError) -> None:
+    """Ranges of settings and the rules between those that pretraining and distillation share.
+
+    Args:
+        settings: Of either.
+        views: Kinds of view that there are: global, local.
+        error: Ends the program with a message.
+    """
     check_ranges(flat(settings), error)
-    sizes = {name: getattr(data, name) for name in ("global_crop_size", "local_crop_size")}
+    model, data, training = settings.model, settings.data, settings.training
+    sizes = {f"{kind}_crop_size": getattr(data, f"{kind}_crop_size") for kind in views}
     sizes["export_image_size"] = training.export_image_size or data.global_crop_size
     for name, size in sizes.items():
         if size < model.patch_size or size % model.patch_size:
             error(f"{name}={size} must be a positive multiple of patch_size={model.patch_size}.")
-    for name in ("global_crops_scale", "local_crops_scale"):
+    for name in (f"{kind}_crops_scale" for kind in views):
         scale = getattr(data, name)
         if len(scale) != 2 or not 0 < scale[0] <= scale[1] <= 1:
             error(f"{name}={scale} must be two shares of the image's area, 0 < low <= high <= 1.")
-    if len(data.blur_sigma) != 2 or not 0 < data.blur_sigma[0] <= data.blur_sigma[1]:
-        error(f"blur_sigma={data.blur_sigma} must be two numbers of pixels, 0 < low <= high.")
     if len(data.color_jitter) != 4 or min(data.color_jitter) < 0 or data.color_jitter[3] > 0.5:
         error(f"color_jitter={data.color_jitter} must be four strengths of at least 0, that of hue at most 0.5.")
     _check_mixture(data, error)
-    if training.koleo_weight and model.model_type == "vit":
-        error(f"koleo_weight={training.koleo_weight} spreads registers, and model_type=vit has none; set koleo_weight=0.")
-    if training.koleo_weight and model.num_registers < 2:
-        error(f"koleo_weight={training.koleo_weight} spreads registers from each other; num_registers=1 leaves none to spread.")
-    if training.warm_start and model.model_type != "rats":
-        error(f"warm_start={training.warm_start} fills a RATS; with model_type={model.model_type} leave it out.")
     if training.warmup_steps >= training.steps:
         error(f"warmup_steps={training.warmup_steps} must be less than steps={training.steps}; lower --warmup_steps.")
 
 
-def _check_mixture(data: DataSettings, error: ReportError) -> None:
+def _check(settings: Settings, error: ReportError) -> None:
+    """Ranges of settings and rules between them. What concerns the network alone, RatsConfig checks."""
+    model, data, training, _ = settings
+    check_shared(settings, ("global", "local"), error)
+    if len(data.blur_sigma) != 2 or not 0 < data.blur_sigma[0] <= data.blur_sigma[1]:
+        error(f"blur_sigma={data.blur_sigma} must be two numbers of pixels, 0 < low <= high.")
+    if training.koleo_weight and model.model_type == "vit":
+        error(f"koleo_weight={training.koleo_weight} spreads registers, and model_type=vit has none; set koleo_weight=0.")
+    if training.koleo_weight and model.num_registers < 2:
+        error(f"koleo_weight={training.koleo_weight} spreads registers from each other; num_registers=1 leaves none to spread.")
+    if training.register_bottleneck_weight and model.model_type == "vit":
+        weight = f"register_bottleneck_weight={training.register_bottleneck_weight}"
+        error(f"{weight} has registers explain patches, and model_type=vit has none; set register_bottleneck_weight=0.")
+    if training.warm_start and model.model_type != "rats":
+        error(f"warm_start={training.warm_start} fills a RATS; with model_type={model.model_type} leave it out.")
+
+
+def _check_mixture(data: ImageSettings, error: ReportError) -> None:
     """That every data set has its weight, its split and the like."""
     number = len(data.dataset or ["rendered"])
     for name in ("dataset_config", "dataset_split", "dataset_revision", "image_column"):

@@ -44,8 +44,24 @@ class ViewSettings:
     flip: float = 0.5
 
 
-class MultiCrop:
-    """Cuts one image into two global views and some local ones.
+class Crops:
+    """Cuts one image into views.
+
+    Args:
+        views: How each is made.
+    """
+
+    def __init__(self, views: Sequence[ViewSettings]):
+        self.views = list(views)
+
+    def __call__(self, image: Image.Image, random: np.random.Generator) -> list[np.ndarray]:
+        """The views of an RGB image, each uint8, (size, size, 3)."""
+        pixels = np.array(image)  # once for all views
+        return [make_view(pixels, settings, random) for settings in self.views]
+
+
+class MultiCrop(Crops):
+    """Cuts one image into two global views and some local ones, global ones first.
 
     Args:
         global_size_px: Side of the square global views.
@@ -66,16 +82,13 @@ class MultiCrop:
         **settings,
     ):
         # Blur 1.0, 0.1, 0.5 and solarisation 0.2 on the second global view are DINO's.
-        self.views = [
-            ViewSettings(global_size_px, global_scale, blur=1.0, solarize=0.0, **settings),
-            ViewSettings(global_size_px, global_scale, blur=0.1, solarize=0.2, **settings),
-            *[ViewSettings(local_size_px, local_scale, blur=0.5, solarize=0.0, **settings)] * num_local_views,
-        ]
-
-    def __call__(self, image: Image.Image, random: np.random.Generator) -> list[np.ndarray]:
-        """The views of an RGB image, global ones first, each uint8, (size, size, 3)."""
-        pixels = np.array(image)  # once for all views
-        return [make_view(pixels, settings, random) for settings in self.views]
+        super().__init__(
+            [
+                ViewSettings(global_size_px, global_scale, blur=1.0, solarize=0.0, **settings),
+                ViewSettings(global_size_px, global_scale, blur=0.1, solarize=0.2, **settings),
+                *[ViewSettings(local_size_px, local_scale, blur=0.5, solarize=0.0, **settings)] * num_local_views,
+            ]
+        )
 
 
 def make_view(pixels: np.ndarray, settings: ViewSettings, random: np.random.Generator) -> np.ndarray:

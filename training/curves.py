@@ -38,6 +38,11 @@ OF_LOG = (
         {"loss": "loss", "teacher_entropy": "teacher entropy", "teacher_marginal_entropy": "entropy of its mean"},
         ("ln_k", "ln K"),
     ),
+    Panel(
+        "losses of distillation, before their weights",
+        {"patch_loss": "patches", "register_bottleneck_loss": "register bottleneck", "global_loss": "global"},
+        from_zero=True,
+    ),
     Panel("gradient norm", {"gradient_norm": "gradient norm"}),
     Panel("learning rate", {"learning_rate": "learning rate"}),
     Panel("images/s", {"images_per_s": "images/s"}, from_zero=True),

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from itertools import islice
+from typing import Any
 
 import torch
 import yaml
@@ -27,7 +28,8 @@ def describe(settings: Settings, stream: ViewStream, num_processes: int) -> str:
     """
     model, data, training, _ = settings
     with torch.device("meta"):
-        network = MultiCropNetwork(*build_backbone_and_head(model.model_type, build_config(model, data.global_crop_size)))
+        backbone, head = build_backbone_and_head(model.model_type, build_config(model, data.global_crop_size))
+        network = MultiCropNetwork(backbone, head, training.register_bottleneck_weight > 0)
     images = training.batch_size // (num_processes * training.gradient_accumulation_steps)
     views_px = [data.global_crop_size] * 2 + [data.local_crop_size] * data.num_local_crops
     kept_gib = saved_bytes(network, views_px, images) / GIB
@@ -56,6 +58,12 @@ def count(module: torch.nn.Module) -> int:
 
 def saved_bytes(network: MultiCropNetwork, views_px: list[int], images: int) -> int:
     """Bytes that autograd keeps of one student pass over `images` images, without computing it; sides of their views."""
+    views = [torch.empty(images, side_px, side_px, 3, dtype=torch.uint8, device="meta") for side_px in views_px]
+    return kept_bytes(network, views)
+
+
+def kept_bytes(network: torch.nn.Module, inputs: Any) -> int:
+    """Bytes that autograd keeps of one pass of a network, all on the meta device, so that nothing is computed."""
     kept: dict[int, int] = {}
     parameters = {parameter.untyped_storage()._cdata for parameter in network.parameters()}
 
@@ -65,9 +73,8 @@ def saved_bytes(network: MultiCropNetwork, views_px: list[int], images: int) -> 
             kept[storage._cdata] = storage.nbytes()
         return tensor
 
-    views = [torch.empty(images, side_px, side_px, 3, dtype=torch.uint8, device="meta") for side_px in views_px]
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        outputs = network.train()(views)
+        outputs = network.train()(inputs)
         del outputs
     return sum(kept.values())
 

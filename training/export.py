@@ -1,4 +1,4 @@
-"""The result of pretraining as a transformers folder."""
+"""The result of a training as a transformers folder."""
 
 from collections.abc import Mapping
 from importlib.metadata import version
@@ -18,22 +18,23 @@ from training.networks import RATS_TYPES, build_backbone_and_head, build_config
 from training.ranks import on_all_ranks
 from training.run_settings import flat
 from training.run_state import Run
-from training.settings import Settings
+from training.settings import AnySettings
 from training.sharding import whole_weights
 
 _BACKBONE = "backbone."
+NOTHING: Mapping[str, Any] = {}
 
 
-def teacher_model(run: Run) -> PreTrainedModel:
-    """The teacher on this rank's device, in evaluation mode (see `model_of_teacher`).
+def model_of(run: Run, network: torch.nn.Module) -> PreTrainedModel:
+    """The model of one of a run's networks on this rank's device, in evaluation mode (see `model_of_weights`).
 
     All ranks must call it: FSDP gathers the weights.
     """
-    return model_of_teacher(run.settings, whole_weights(run.teacher)).to(run.accelerator.device)
+    return model_of_weights(run.settings, whole_weights(network)).to(run.accelerator.device)
 
 
-def model_of_teacher(settings: Settings, weights: Mapping[str, torch.Tensor]) -> PreTrainedModel:
-    """The model of a teacher's weights, in evaluation mode.
+def model_of_weights(settings: AnySettings, weights: Mapping[str, torch.Tensor]) -> PreTrainedModel:
+    """The model of a network's weights, without what stands on its backbone, in evaluation mode.
 
     RatsForPartSegmentation, with a variant of RATS its RatsVariantForPartSegmentation, and the bare backbone of a twin.
     """
@@ -48,7 +49,7 @@ def model_of_teacher(settings: Settings, weights: Mapping[str, torch.Tensor]) ->
     return model.eval()
 
 
-def build_processor(settings: Settings) -> RatsImageProcessor | ViTImageProcessor:
+def build_processor(settings: AnySettings) -> RatsImageProcessor | ViTImageProcessor:
     side_px = settings.training.export_image_size or settings.data.global_crop_size
     size = {"height": side_px, "width": side_px}
     if settings.model.model_type in RATS_TYPES:
@@ -57,13 +58,19 @@ def build_processor(settings: Settings) -> RatsImageProcessor | ViTImageProcesso
     return ViTImageProcessor(size=size, resample=RatsImageProcessor.resample, image_mean=mean, image_std=std)
 
 
-def export(run: Run, folder: Path) -> None:
-    """Writes the model of the teacher with its processor and a record of the training. All ranks must call it.
+def export(run: Run, network: torch.nn.Module, folder: Path, origin: Mapping[str, Any] = NOTHING) -> None:
+    """Writes the model of a network with its processor and a record of the training. All ranks must call it.
 
     What else is in the folder stays: a card in which a person may have written, and its pictures.
+
+    Args:
+        run: As it is now.
+        network: Of the run; its backbone is exported.
+        folder: The model folder.
+        origin: What the record says besides, such as of the teacher that was distilled.
     """
-    model, settings = teacher_model(run), run.settings
-    record = training_record(run.accelerator, flat(settings), run.step, run.seconds)
+    model, settings = model_of(run, network), run.settings
+    record = training_record(run.accelerator, flat(settings), run.step, run.seconds) | dict(origin)
     is_main = run.accelerator.is_main_process
     on_all_ranks(lambda: write_folder(folder, model, build_processor(settings), record) if is_main else None)
 

@@ -1,4 +1,4 @@
-"""Model folders of the checkpoints that a pretraining has kept, to be looked at or scored one after the other.
+"""Model folders of the checkpoints that a run has kept, to be looked at or scored one after the other.
 
     python -m training.export_checkpoints RUN_FOLDER [--output FOLDER]
 
@@ -15,7 +15,7 @@ from pathlib import Path
 from hub_cards.model_folder import write_folder
 from hub_cards.records import name_training_data
 from training import checkpoint
-from training.export import build_processor, model_of_teacher
+from training.export import build_processor, model_of_weights
 from training.settings import DataSettings, EvaluationSettings, ModelSettings, Settings, TrainingSettings
 
 
@@ -23,7 +23,7 @@ def export_checkpoints(run_folder: Path, output: Path) -> list[Path]:
     """Write a model folder for each checkpoint of a run, with the image processor and a record of the training until there.
 
     Args:
-        run_folder: The output_dir of a pretraining.
+        run_folder: The output_dir of a pretraining or distillation.
         output: Gets the folders, step_00000100 and so on; those that are there are replaced.
 
     Returns:
@@ -36,8 +36,8 @@ def export_checkpoints(run_folder: Path, output: Path) -> list[Path]:
     paths = checkpoint.list_checkpoints(run_folder / "checkpoints")
     if not paths:
         raise FileNotFoundError(
-            f"{run_folder} has no checkpoints/step_*.pt; it must be the output_dir of a pretraining. Name another, or let a "
-            "run keep some (--keep_every_steps)."
+            f"{run_folder} has no checkpoints/step_*.pt; it must be the output_dir of a pretraining or distillation. "
+            "Name another, or let a run keep some (--keep_every_steps)."
         )
     output.mkdir(parents=True, exist_ok=True)
     exported = run_folder / "model" / "training.json"  # tells, too, what may change from one sitting to the next
@@ -54,8 +54,11 @@ def export_checkpoints(run_folder: Path, output: Path) -> list[Path]:
             "images_seen": state["step"] * told["batch_size"],
             "seconds": round(state["seconds"], 1),
         }
+        if teacher := state.get("frozen_teacher"):  # of a distillation, whose student is what it makes
+            record["teacher"] = teacher
+        weights = state["student" if teacher else "teacher"]
         folders.append(output / path.stem)
-        write_folder(folders[-1], model_of_teacher(settings, state["teacher"]), build_processor(settings), record)
+        write_folder(folders[-1], model_of_weights(settings, weights), build_processor(settings), record)
     return folders
 
 
@@ -71,7 +74,7 @@ def _settings(told: dict) -> Settings:
 def main(arguments: Sequence[str] | None = None) -> list[Path]:
     """Runs the command line; what the user can mend ends it with a message and no traceback."""
     parser = argparse.ArgumentParser(prog="python -m training.export_checkpoints", description=__doc__.split("\n")[0])
-    parser.add_argument("run", type=Path, metavar="RUN_FOLDER", help="output_dir of a pretraining")
+    parser.add_argument("run", type=Path, metavar="RUN_FOLDER", help="output_dir of a run")
     parser.add_argument("--output", type=Path, metavar="FOLDER", help="default: the folder steps of the run")
     given = parser.parse_args(arguments)
     output = given.output or given.run / "steps"

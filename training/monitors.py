@@ -6,8 +6,8 @@ from typing import NamedTuple
 
 import torch
 
-from training.progress import Progress
-from training.run_state import Run
+from training.loop import Reporter
+from training.pretraining_run import PretrainingRun
 from training.schedules import Schedule
 from training.streaming import Batch
 from training.teacher_figures import teacher_figures
@@ -55,6 +55,7 @@ class StepFigures(NamedTuple):
     Attributes:
         loss: DINO loss of this rank's images, a scalar.
         koleo: KoLeo regulariser before its weight, a scalar; 0 where it is off.
+        register_bottleneck: Loss of the register bottleneck before its weight, a scalar; 0 where it is off.
         gradient_norm: Global norm before clipping, a scalar, the same on all ranks.
         is_finite: Whether that norm is, and the step was taken.
         targets: Teacher probabilities, (G, B, K).
@@ -63,13 +64,14 @@ class StepFigures(NamedTuple):
 
     loss: torch.Tensor
     koleo: torch.Tensor
+    register_bottleneck: torch.Tensor
     gradient_norm: torch.Tensor
     is_finite: bool
     targets: torch.Tensor
     schedule: Schedule
 
 
-class Reporter(Progress):
+class PretrainingReporter(Reporter[PretrainingRun, StepFigures]):
     """What pretraining shows while it goes.
 
     Args:
@@ -77,12 +79,20 @@ class Reporter(Progress):
         output: The folder of the run; the log is `log.jsonl` in it.
     """
 
-    def __init__(self, run: Run, output: Path):
+    def __init__(self, run: PretrainingRun, output: Path):
         super().__init__(run, run.settings.training, output, "Pretraining")
-        self.koleo = bool(run.settings.training.koleo_weight)
+        training = run.settings.training
+        self.extras = {  # name in the log -> name among the figures of a step, of what is on
+            name: figure
+            for name, figure, weight in (
+                ("koleo", "koleo", training.koleo_weight),
+                ("register_bottleneck_loss", "register_bottleneck", training.register_bottleneck_weight),
+            )
+            if weight
+        }
         self.collapse = CollapseWatch(run.settings.training.collapse_patience)
 
-    def write(self, run: Run, figures: StepFigures, batch: Batch) -> None:
+    def write(self, run: PretrainingRun, figures: StepFigures, batch: Batch) -> None:
         """A line of the log; all ranks must call it, for its figures are means over them.
 
         Raises:
@@ -99,10 +109,11 @@ class Reporter(Progress):
                 f"checkpoint of an earlier step in {self.output / 'checkpoints'}, with --resume PATH."
             )
 
-    def _entry(self, run: Run, figures: StepFigures, batch: Batch) -> dict:
+    def _entry(self, run: PretrainingRun, figures: StepFigures, batch: Batch) -> dict:
         with torch.no_grad(), run.accelerator.autocast():
             of_teacher = teacher_figures(run.teacher, batch.views[0].to(run.accelerator.device), figures.targets)
-        own = {"loss": float(figures.loss), **({"koleo": float(figures.koleo)} if self.koleo else {}), **of_teacher}
+        extras = {name: float(getattr(figures, figure)) for name, figure in self.extras.items()}
+        own = {"loss": float(figures.loss), **extras, **of_teacher}
         means = self.averaged(run, own)
         return {
             "step": run.step,

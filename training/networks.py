@@ -7,17 +7,19 @@ from dataclasses import asdict
 from typing import NamedTuple, cast
 
 import torch
+from torch import nn
 from transformers import Dinov2WithRegistersConfig, Dinov2WithRegistersModel, PreTrainedModel, ViTConfig, ViTModel
+from transformers.utils.generic import maybe_autocast
 
 from evaluation.register_attention_variants import VARIANTS, RatsVariantConfig, RatsVariantForPreTraining, is_rats
-from modeling_rats import RatsConfig, RatsForPreTraining
+from modeling_rats import RatsConfig, RatsForPreTraining, RatsImageProcessor
 from modeling_rats.modeling_rats import RatsProjectionHead
-from training.settings import ModelSettings
+from training.settings import RatsSettings
 
 RATS_TYPES = ("rats", *VARIANTS)  # values of the setting model_type whose network is a RATS, with register maps
 
 
-def build_config(settings: ModelSettings, image_size_px: int) -> RatsConfig:
+def build_config(settings: RatsSettings, image_size_px: int) -> RatsConfig:
     """The configuration of the sizes that a recipe names.
 
     Raises:
@@ -112,3 +114,40 @@ def extract(backbone: PreTrainedModel, pixel_values: torch.Tensor, with_patches:
     first_patch = 1 + backbone.config.num_register_tokens  # behind the class token and the registers
     registers = tokens[:, 1:first_patch]
     return Features(registers.mean(dim=1), registers, tokens[:, first_patch:] if with_patches else None)
+
+
+class ViewNetwork(nn.Module):
+    """A backbone, and whatever stands on it, that takes views as the loaders make them.
+
+    Args:
+        backbone: RATS or a twin.
+    """
+
+    mean: torch.Tensor
+    std: torch.Tensor
+
+    def __init__(self, backbone: PreTrainedModel):
+        super().__init__()
+        self.backbone = backbone
+        # The processor is the only home of mean and std; here they are in levels of 0 to 255.
+        mean = torch.tensor(RatsImageProcessor.image_mean) * 255
+        std = torch.tensor(RatsImageProcessor.image_std) * 255
+        self.register_buffer("mean", mean.view(3, 1, 1), persistent=False)
+        self.register_buffer("std", std.view(3, 1, 1), persistent=False)
+
+    @property
+    def _no_split_modules(self) -> list[str]:
+        """The blocks that FSDP shards one by one; Accelerate asks for them under this name."""
+        return sorted(self.backbone._no_split_modules or [])
+
+    def normalize(self, pixels: torch.Tensor) -> torch.Tensor:
+        """uint8 (images, height, width, 3) -> normalised float32 (images, 3, height, width)."""
+        return (pixels.permute(0, 3, 1, 2).float() - self.mean) / self.std
+
+
+def in_float32(projection: nn.Linear | None, tokens: torch.Tensor | None) -> torch.Tensor | None:
+    """Projected tokens; None where there is nothing to project. In bfloat16 the end of the training could not be told apart."""
+    if projection is None or tokens is None:
+        return None
+    with maybe_autocast(tokens.device.type, enabled=False):
+        return projection(tokens.float())

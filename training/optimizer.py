@@ -1,4 +1,4 @@
-"""AdamW as DINO sets it, and clipping per parameter."""
+"""AdamW as DINO sets it, and clipping, per parameter as DINO does it or of all together."""
 
 import torch
 from torch import nn
@@ -37,11 +37,26 @@ def clip_gradients(model: nn.Module, max_norm: float) -> torch.Tensor:
     Returns:
         The global L2 norm before clipping, a scalar.
     """
-    gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
-    shards = own_shards(gradients)
-    norms = torch.stack(torch._foreach_norm(shards))  # (parameters,)
-    norms = sum_over_shards(norms.square(), gradients[0]).sqrt()
+    shards, norms = _gradients(model)
     if max_norm:
         scales = (max_norm / (norms + 1e-6)).clamp(max=1.0)
         torch._foreach_mul_(shards, list(scales.unbind()))
     return norms.norm()
+
+
+@torch.no_grad()
+def clip_gradients_together(model: nn.Module, max_norm: float) -> torch.Tensor:
+    """Clips all gradients by one factor, so that their global L2 norm is at most `max_norm`; otherwise as `clip_gradients`."""
+    shards, norms = _gradients(model)
+    norm = norms.norm()
+    if max_norm:
+        torch._foreach_mul_(shards, (max_norm / (norm + 1e-6)).clamp(max=1.0))
+    return norm
+
+
+def _gradients(model: nn.Module) -> tuple[list[torch.Tensor], torch.Tensor]:
+    """This rank's shards of all gradients, and the L2 norms of the whole ones, (parameters,)."""
+    gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+    shards = own_shards(gradients)
+    norms = torch.stack(torch._foreach_norm(shards))
+    return shards, sum_over_shards(norms.square(), gradients[0]).sqrt()

@@ -1,4 +1,4 @@
-"""What the teacher has learnt, measured while it trains: part scores, k-NN accuracy, and pictures of its part maps.
+"""What a model has learnt, measured while it trains: part scores, k-NN accuracy, and pictures of its part maps.
 
 B batch  D hidden
 """
@@ -29,7 +29,7 @@ from modeling_rats.visualization import draw_part_map, grid, side_by_side
 from training.json_log import JsonLog
 from training.networks import RATS_TYPES, extract
 from training.ranks import on_all_ranks
-from training.settings import Settings
+from training.settings import AnySettings
 
 BATCH_SIZE = 32  # images that the model gets at once, without gradients
 PANEL_PX = 192  # height of an image in the pictures: patches can be told apart, and a file stays small
@@ -51,7 +51,7 @@ class LabelledShare(NamedTuple):
 
 
 class PeriodicEvaluation:
-    """Measures the teacher every `eval_steps` steps and at the end, as EvaluationSettings say.
+    """Measures the model that a run makes every `eval_steps` steps and at the end, as EvaluationSettings say.
 
     Everything is read when a run starts, so that a data set that cannot be used ends it then and not after hours, and held in
     memory, so that a measurement needs neither disk nor network: images with masks (about a hundred) decoded, labelled ones
@@ -71,7 +71,7 @@ class PeriodicEvaluation:
         ValueError: If it cannot be used, or is given while nothing is ever measured.
     """
 
-    def __init__(self, accelerator: Accelerator, settings: Settings, output: Path, start_step: int = 0):
+    def __init__(self, accelerator: Accelerator, settings: AnySettings, output: Path, start_step: int = 0):
         self.accelerator, self.settings, self.quiet = accelerator, settings.evaluation, settings.training.quiet
         self.rank, self.ranks = accelerator.process_index, accelerator.num_processes
         self.has_parts = settings.model.model_type in RATS_TYPES

@@ -10,7 +10,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # or a foreign `training` could win over this one
 
-import errno
+from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import cast
 
@@ -18,30 +18,63 @@ import torch
 import transformers
 from accelerate import Accelerator
 from accelerate.utils import set_seed
+from transformers import PreTrainedModel
 
 from modeling_rats import RatsModel, load_vit_weights
 from training import checkpoint
 from training.arguments import parse
-from training.curves import draw_curves
 from training.dino_loss import DinoLoss
+from training.distillation_loss import centered, register_bottleneck_loss
 from training.dry_run import describe
-from training.export import asked_for, build_processor, export, teacher_model
-from training.hand_over import check_push, drawn, push
+from training.export import export, model_of
 from training.koleo import koleo_loss
-from training.launch import choose_attention, start_accelerator
-from training.monitors import Reporter, StepFigures
+from training.launch import choose_attention
+from training.loop import Program, run_program
+from training.monitors import PretrainingReporter, StepFigures
 from training.networks import build_backbone_and_head, build_config
 from training.optimizer import build_optimizer, clip_gradients, set_schedule
-from training.periodic_evaluation import PeriodicEvaluation
-from training.preemption import AGREEMENT_STEPS, EXIT_CODE, StopSignals, shielded
-from training.run_state import Run, find_state, restore, save_checkpoint
+from training.pretraining_run import PretrainingRun
+from training.run_state import take_step
 from training.schedules import schedule_at
-from training.settings import Settings
+from training.settings import Settings, TrainingSettings
 from training.sharding import prepare
 from training.sources import open_stream
-from training.streaming import Batch, UnreadableImagesError, ViewStream, batches
-from training.student_teacher import MultiCropNetwork, build_teacher, update_teacher
-from training.trackers import check_trackers, start_trackers
+from training.streaming import Batch, ViewStream
+from training.student_teacher import MultiCropNetwork, ViewOutputs, build_teacher, update_teacher
+
+
+class Pretraining(Program[PretrainingRun, StepFigures]):
+    """What DINO supplies beside the loop. The teacher is what it makes."""
+
+    trained = "pretrained"
+
+    def __init__(self, settings: Settings):
+        super().__init__(settings)
+        self.settings: Settings = settings
+
+    def open_stream(self, accelerator: Accelerator) -> ViewStream:
+        return open_stream(accelerator, self.settings)
+
+    def describe(self, accelerator: Accelerator, stream: ViewStream) -> str:
+        return describe(self.settings, stream, accelerator.num_processes)
+
+    def unfit(self) -> str | None:
+        return twin(self.settings.model.model_type)
+
+    def build_run(self, accelerator: Accelerator) -> PretrainingRun:
+        return build_run(accelerator, self.settings)
+
+    def train_step(self, run: PretrainingRun, batch: Batch) -> StepFigures:
+        return train_step(run, batch)
+
+    def report(self, run: PretrainingRun, output: Path) -> PretrainingReporter:
+        return PretrainingReporter(run, output)
+
+    def model(self, run: PretrainingRun) -> PreTrainedModel:
+        return model_of(run, run.teacher)
+
+    def export(self, run: PretrainingRun, folder: Path) -> None:
+        export(run, run.teacher, folder)
 
 
 def main(arguments: list[str] | None = None) -> Path:
@@ -50,51 +83,7 @@ def main(arguments: list[str] | None = None) -> Path:
     Raises:
         SystemExit: With a message, if something is wrong; with `EXIT_CODE` if a signal has stopped the run and it has saved.
     """
-    settings = parse(arguments)
-    try:
-        check_trackers(settings.training.report_to)
-    except ValueError as error:
-        raise SystemExit(str(error)) from error
-    accelerator = start_accelerator(settings.training)
-    output = Path(settings.training.output_dir)
-    output.mkdir(parents=True, exist_ok=True)
-    try:
-        if settings.training.dry_run:
-            accelerator.print(describe(settings, open_stream(accelerator, settings), accelerator.num_processes))
-            return output
-        check_push(settings.training, unfit=twin(settings.model.model_type))
-        run = build_run(accelerator, settings)
-        state = find_state(run, output)
-        evaluation = PeriodicEvaluation(accelerator, settings, output, start_step=state["step"] if state else 0)
-        stream = open_stream(accelerator, settings)
-        if state:
-            restore(run, stream, state)
-        start_trackers(accelerator, settings, output, run.step)
-    except (FileNotFoundError, ValueError, UnreadableImagesError) as error:  # what the user can mend, without a traceback
-        raise SystemExit(str(error)) from error
-    try:
-        with StopSignals() as stop_signals:
-            train(run, stream, evaluation, output, stop_signals)
-        folder = output / "model"
-        export(run, folder)
-        if accelerator.is_main_process:
-            draw_curves(output / "log.jsonl", output / "curves.png")
-            accelerator.print(f"Model folder: {folder}")
-    except UnreadableImagesError as error:
-        raise SystemExit(str(error)) from error
-    except OSError as error:
-        if error.errno != errno.ENOSPC:
-            raise
-        raise SystemExit(
-            f"step {run.step}: {error}. Make room in {output} and start the same command again to go on from "
-            f"{checkpoint.find('auto', output / 'checkpoints') or 'the start'}."
-        ) from error
-    accelerator.wait_for_everyone()
-    accelerator.end_training()
-    if settings.training.push_to_hub and accelerator.is_main_process:  # last: the others do not wait for a long upload
-        message = f"RATS pretrained for {settings.training.steps:,} steps"
-        print(f"Pushed: {push(folder, settings.training, message, drawn(output))}")
-    return folder
+    return run_program(Pretraining(parse(arguments)))
 
 
 def twin(model_type: str) -> str | None:
@@ -102,7 +91,7 @@ def twin(model_type: str) -> str | None:
     return None if model_type == "rats" else f"model_type={model_type} is a twin for comparisons"
 
 
-def build_run(accelerator: Accelerator, settings: Settings) -> Run:
+def build_run(accelerator: Accelerator, settings: Settings) -> PretrainingRun:
     training = settings.training
     config = build_config(settings.model, settings.data.global_crop_size)
     backbone, head = build_backbone_and_head(settings.model.model_type, config)
@@ -110,7 +99,7 @@ def build_run(accelerator: Accelerator, settings: Settings) -> Run:
     if training.warm_start and not resumed:
         accelerator.print(load_vit_weights(cast(RatsModel, backbone), training.warm_start))
     backbone.set_attn_implementation(choose_attention(training.attn_implementation, accelerator.device))
-    network = MultiCropNetwork(backbone, head).train()
+    network = MultiCropNetwork(backbone, head, training.register_bottleneck_weight > 0).train()
     networks = network, build_teacher(network)
     if training.gradient_checkpointing:
         backbone.activation_checkpointing_enable()
@@ -120,55 +109,17 @@ def build_run(accelerator: Accelerator, settings: Settings) -> Run:
     student, teacher = prepare(accelerator, *networks)
     loss = DinoLoss(config.num_prototypes, training.student_temperature, training.centering, training.center_momentum)
     set_seed(training.seed, device_specific=True)  # drop path differs between ranks
-    return Run(accelerator, student, teacher, loss.to(accelerator.device), build_optimizer(student), settings)
+    return PretrainingRun(
+        accelerator=accelerator,
+        student=student,
+        optimizer=build_optimizer(student),
+        settings=settings,
+        teacher=teacher,
+        loss=loss.to(accelerator.device),
+    )
 
 
-def train(run: Run, stream: ViewStream, evaluation: PeriodicEvaluation, output: Path, stop_signals: StopSignals) -> None:
-    """Steps until the last, or until a signal."""
-    settings, accelerator = run.settings.training, run.accelerator
-    with shielded():
-        stream_batches = batches(stream, settings.batch_size // accelerator.num_processes)
-    agreement_steps = 1 if accelerator.num_processes == 1 else AGREEMENT_STEPS
-    reporter = Reporter(run, output)
-    if evaluation.is_owed(run.step, run.step == settings.steps):
-        measure(run, evaluation, output, views=None)
-    while run.step < settings.steps:
-        with reporter.waiting():
-            batch = next(stream_batches)
-        stream.positions[batch.worker] = batch.position
-        run.broken_images += len(batch.broken)
-        figures = train_step(run, batch)
-        run.step += 1
-        reporter.step(run, figures, batch.broken)
-        ends = run.step == settings.steps
-        stops = not ends and run.step % agreement_steps == 0 and stop_signals.agreed(accelerator)
-        if ends or run.step % settings.log_steps == 0:
-            reporter.write(run, figures, batch)
-            if asked_for(run, output):
-                export(run, output / "model")
-        if ends or stops or (figures.is_finite and run.step % settings.checkpoint_steps == 0):
-            save_checkpoint(run, stream, output)
-        if evaluation.is_due(run.step, ends) and not stops:
-            with reporter.paused():
-                measure(run, evaluation, output, batch.views[0])
-        if stops:
-            again = "the same command" if settings.resume == "auto" else "the same command with --resume auto"
-            accelerator.print(f"Stopped by a signal and saved at step {run.step}; {again} goes on from there.")
-            accelerator.end_training()
-            raise SystemExit(EXIT_CODE)
-    reporter.close()
-
-
-def measure(run: Run, evaluation: PeriodicEvaluation, output: Path, views: torch.Tensor | None) -> None:
-    """Scores and draws the teacher as it is now, and the curves so far."""
-    model, processor = teacher_model(run), build_processor(run.settings)
-    scores = evaluation.measure(run.step, model, processor, views)
-    run.accelerator.log(scores, step=run.step)
-    if run.accelerator.is_main_process:
-        draw_curves(output / "log.jsonl", output / "curves.png")
-
-
-def train_step(run: Run, batch: Batch) -> StepFigures:
+def train_step(run: PretrainingRun, batch: Batch) -> StepFigures:
     """One optimiser step, then the teacher's. A gradient that is not finite changes no weight."""
     settings, step, accelerator = run.settings.training, run.step, run.accelerator
     schedule = schedule_at(step, settings)
@@ -177,17 +128,26 @@ def train_step(run: Run, batch: Batch) -> StepFigures:
     views = [view.to(accelerator.device, non_blocking=True) for view in batch.views]  # V x (B, height, width, 3)
     parts = list(zip(*(view.chunk(settings.gradient_accumulation_steps) for view in views), strict=True))
     with torch.no_grad(), accelerator.autocast():
-        teacher_logits = torch.cat([run.teacher(part[:2]).logits for part in parts], dim=1)  # (G, B, K)
-    targets = run.loss.targets(teacher_logits, schedule.teacher_temperature)  # (G, B, K), of the whole batch at once
-    loss, koleo = torch.zeros(2, device=accelerator.device)
-    for index, (part, part_targets) in enumerate(zip(parts, targets.chunk(len(parts), dim=1), strict=True), 1):
+        of_teacher = [(said.logits, said.patches) for said in (run.teacher(part[:2]) for part in parts)]
+    # Targets are those of the whole batch at once.
+    targets = run.loss.targets(
+        torch.cat([logits for logits, _ in of_teacher], dim=1), schedule.teacher_temperature
+    )  # (G, B, K)
+    patch_targets = patch_targets_of([patches for _, patches in of_teacher], settings)
+    loss, koleo, bottleneck = torch.zeros(3, device=accelerator.device)
+    of_parts = zip(parts, targets.chunk(len(parts), dim=1), patch_targets, strict=True)
+    for index, (part, part_targets, part_patches) in enumerate(of_parts, 1):
         with nullcontext() if index == len(parts) else accelerator.no_sync(run.student):
             with accelerator.autocast():
                 outputs = run.student(part)
             part_loss = run.loss(outputs.logits, part_targets) / len(parts)
             part_koleo = koleo_loss(outputs.registers) / len(parts) if settings.koleo_weight else koleo.new_zeros(())
-            accelerator.backward(part_loss + settings.koleo_weight * part_koleo)
+            part_bottleneck = bottleneck_loss(outputs, part_patches, settings) / len(parts)
+            accelerator.backward(
+                part_loss + settings.koleo_weight * part_koleo + settings.register_bottleneck_weight * part_bottleneck
+            )
         loss, koleo = loss + part_loss.detach(), koleo + part_koleo.detach()
+        bottleneck = bottleneck + part_bottleneck.detach()
 
     if accelerator.scaler:
         accelerator.scaler.unscale_(run.optimizer)
@@ -195,17 +155,28 @@ def train_step(run: Run, batch: Batch) -> StepFigures:
     student = accelerator.unwrap_model(run.student)
     if step < settings.freeze_last_layer_steps:
         student.head.prototypes.weight.grad = None  # after clipping, as DINO does
-    is_finite = bool(gradient_norm.isfinite())  # the same on all ranks
+    is_finite = take_step(run, gradient_norm)
     if is_finite:
-        run.optimizer.step()
         run.loss.update_center()
         update_teacher(run.teacher, student, schedule.teacher_momentum)
-    else:
-        run.skipped_steps += 1
-    if accelerator.scaler:
-        accelerator.scaler.update()
-    run.optimizer.zero_grad(set_to_none=True)
-    return StepFigures(loss, koleo, gradient_norm, is_finite, targets, schedule)
+    return StepFigures(loss, koleo, bottleneck, gradient_norm, is_finite, targets, schedule)
+
+
+def patch_targets_of(of_parts: list[torch.Tensor | None], settings: TrainingSettings) -> Sequence[torch.Tensor | None]:
+    """The teacher's patches without their mean, which the registers are to explain, of each part of a batch, (G * B, L, D)."""
+    patches = [one for one in of_parts if one is not None]
+    return centered(torch.cat(patches), settings.register_bottleneck_mean).chunk(len(of_parts)) if patches else of_parts
+
+
+def bottleneck_loss(outputs: ViewOutputs, targets: torch.Tensor | None, settings: TrainingSettings) -> torch.Tensor:
+    """How badly the student's registers explain the teacher's patches of the same views, a scalar; 0 where that is off.
+
+    Departs from the paper and from DINO, which have no such loss.
+    """
+    _, _, registers, patches, projected = outputs
+    if targets is None or registers is None or patches is None or projected is None:
+        return outputs.logits.new_zeros(())
+    return register_bottleneck_loss(registers, patches, projected, targets, settings.register_bottleneck_temperature)
 
 
 if __name__ == "__main__":

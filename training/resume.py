@@ -1,6 +1,6 @@
 """Going on from a checkpoint: what a run may change meanwhile, and that all ranks do the same or stop together."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +77,7 @@ def find_checkpoint(
     kind: str,
     lasting: Mapping[str, Any],
     defaults: Mapping[str, Any],
+    check: Callable[[dict[str, Any]], None] | None = None,
 ) -> dict[str, Any] | None:
     """What the checkpoint that the settings name holds, if there is one, and if this run can go on from it.
 
@@ -87,10 +88,11 @@ def find_checkpoint(
         kind: Of run, as its checkpoints say; those that say nothing are of "pretraining".
         lasting: What a resumed run must share with the run that it goes on from.
         defaults: Of settings that there were not yet when the checkpoint was written.
+        check: Raises ValueError if a run cannot go on from this state for another reason than its settings.
 
     Raises:
         FileNotFoundError: If there is no checkpoint where the settings name one.
-        ValueError: If it is damaged, or that of another kind of run, or not the same on all ranks.
+        ValueError: If it is damaged, or that of another kind of run, or not the same on all ranks, or `check` raises it.
         SystemExit: If this run's settings do not fit to it.
     """
     wanted = on_all_ranks(lambda: checkpoint.load_wanted(settings.resume, output / "checkpoints", accelerator.print))
@@ -105,6 +107,11 @@ def find_checkpoint(
     path, state = wanted
     if "lasting_settings" not in state or state.get("kind", "pretraining") != kind:
         raise ValueError(f"{path} is no checkpoint of {kind}; --resume needs a step_*.pt file that the same program wrote.")
+    if check:
+        try:
+            check(state)
+        except ValueError as error:
+            raise ValueError(f"{path} {error}") from error
     then = {**defaults, **state["lasting_settings"]}
     changed = [name for name in lasting if then.get(name) != lasting[name]]
     if changed:

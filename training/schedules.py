@@ -4,11 +4,18 @@ import math
 from typing import NamedTuple
 
 from training.finetune_settings import FinetuneSettings
-from training.settings import TrainingSettings
+from training.settings import LoopSettings, TrainingSettings
+
+
+class OptimizerSchedule(NamedTuple):
+    """The values of one step that AdamW has."""
+
+    learning_rate: float
+    weight_decay: float
 
 
 class Schedule(NamedTuple):
-    """The values of one step."""
+    """The values of one step of pretraining."""
 
     learning_rate: float
     weight_decay: float
@@ -18,6 +25,19 @@ class Schedule(NamedTuple):
 
 def schedule_at(step: int, settings: TrainingSettings) -> Schedule:
     return Schedule(
+        *optimizer_schedule_at(step, settings),
+        teacher_momentum=cosine(step, settings.steps, settings.teacher_momentum, 1.0),
+        teacher_temperature=linear(
+            step,
+            settings.warmup_teacher_temperature_steps,
+            settings.warmup_teacher_temperature,
+            settings.teacher_temperature,
+        ),
+    )
+
+
+def optimizer_schedule_at(step: int, settings: LoopSettings) -> OptimizerSchedule:
+    return OptimizerSchedule(
         learning_rate=warmup_cosine(
             step,
             settings.steps,
@@ -26,13 +46,6 @@ def schedule_at(step: int, settings: TrainingSettings) -> Schedule:
             end=settings.min_learning_rate,
         ),
         weight_decay=cosine(step, settings.steps, settings.weight_decay, settings.weight_decay_end),
-        teacher_momentum=cosine(step, settings.steps, settings.teacher_momentum, 1.0),
-        teacher_temperature=linear(
-            step,
-            settings.warmup_teacher_temperature_steps,
-            settings.warmup_teacher_temperature,
-            settings.teacher_temperature,
-        ),
     )
 
 

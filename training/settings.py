@@ -1,7 +1,11 @@
-"""The settings of pretraining; `--help` and the recipes are made of them, `arguments.py` fills and checks them."""
+"""The settings of pretraining; `--help` and the recipes are made of them, `arguments.py` fills and checks them.
 
+Distillation shares `RatsSettings`, `ImageSettings`, `LoopSettings` and `EvaluationSettings` (`distill_settings.py`).
+"""
+
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import NamedTuple, get_args
+from typing import Any, NamedTuple, Protocol, get_args
 
 from evaluation.register_attention_variants import VARIANTS
 from modeling_rats.configuration_rats import PartSimilarity
@@ -9,16 +13,15 @@ from training.run_settings import RunSettings
 
 
 @dataclass
-class ModelSettings:
-    """The network; names and meanings as in RatsConfig."""
+class RatsSettings:
+    """A RATS; names and meanings as in RatsConfig."""
 
     model_type: str = field(
         default="rats",
         metadata={
-            "help": "rats; a twin of the same sizes for comparisons: vit, or registers (a ViT with num_registers plain "
-            f"registers); or RATS with another register attention for ablations: {', '.join(VARIANTS)} (perceiver with "
+            "help": f"rats, or RATS with another register attention for ablations: {', '.join(VARIANTS)} (perceiver with "
             "partition_registers and communicate false).",
-            "choices": ["rats", "vit", "registers", *VARIANTS],
+            "choices": ["rats", *VARIANTS],
         },
     )
     hidden_size: int = field(default=384, metadata={"help": "Width D of the tokens."})
@@ -39,14 +42,29 @@ class ModelSettings:
             "choices": [*get_args(PartSimilarity)],
         },
     )
+
+
+@dataclass
+class ModelSettings(RatsSettings):
+    """The network of pretraining, or a twin, and the DINO head."""
+
+    model_type: str = field(
+        default="rats",
+        metadata={
+            "help": "rats; a twin of the same sizes for comparisons: vit, or registers (a ViT with num_registers plain "
+            f"registers); or RATS with another register attention for ablations: {', '.join(VARIANTS)} (perceiver with "
+            "partition_registers and communicate false).",
+            "choices": ["rats", "vit", "registers", *VARIANTS],
+        },
+    )
     num_prototypes: int = field(default=65536, metadata={"help": "Number of prototypes K of the DINO head."})
     head_hidden_size: int = field(default=2048, metadata={"help": "Width of the DINO head's hidden layers."})
     head_bottleneck_size: int = field(default=256, metadata={"help": "Width of the DINO head's output."})
 
 
 @dataclass
-class DataSettings:
-    """The images and their views. Sizes in pixels."""
+class ImageSettings:
+    """The images, and their global views. Sizes in pixels."""
 
     dataset: list[str] | None = field(
         default=None,
@@ -77,22 +95,13 @@ class DataSettings:
         metadata={"help": "Share of broken images past which the run stops, judged from a loader process' 500th; 1: never."},
     )
     num_workers: int = field(default=4, metadata={"help": "Loader processes per rank."})
-    global_crop_size: int = field(default=224, metadata={"help": "Side of the two global views."})
-    local_crop_size: int = field(default=96, metadata={"help": "Side of the local views."})
-    num_local_crops: int = field(default=8, metadata={"help": "Number of local views."})
+    global_crop_size: int = field(default=224, metadata={"help": "Side of the global views."})
     augmentation: str = field(
         default="fast",
         metadata={"help": "fast, or original: DINO's own transforms, to the last level.", "choices": ["fast", "original"]},
     )
     global_crops_scale: list[float] = field(
         default_factory=lambda: [0.4, 1.0], metadata={"help": "Range of the area share of a global view."}
-    )
-    local_crops_scale: list[float] = field(
-        default_factory=lambda: [0.05, 0.4], metadata={"help": "Range of the area share of a local view."}
-    )
-    blur_sigma: list[float] = field(
-        default_factory=lambda: [0.1, 2.0],
-        metadata={"help": "Range of the blur's standard deviation; DINO's suits 224 px, small images want less."},
     )
     color_jitter: list[float] = field(
         default_factory=lambda: [0.4, 0.4, 0.2, 0.1],
@@ -102,14 +111,24 @@ class DataSettings:
 
 
 @dataclass
-class TrainingSettings(RunSettings):
-    """The run: steps, optimiser, DINO, bookkeeping. Schedules count optimiser steps."""
+class DataSettings(ImageSettings):
+    """The images and their views, two global ones and some local ones."""
 
-    output_dir: str = field(default="outputs/pretrain", metadata={"help": "Folder of everything the run writes."})
-    warm_start: str | None = field(
-        default=None,
-        metadata={"help": "ViT or DINO checkpoint (folder, Hub name or file) to start from; only the registers begin anew."},
+    local_crop_size: int = field(default=96, metadata={"help": "Side of the local views."})
+    num_local_crops: int = field(default=8, metadata={"help": "Number of local views."})
+    local_crops_scale: list[float] = field(
+        default_factory=lambda: [0.05, 0.4], metadata={"help": "Range of the area share of a local view."}
     )
+    blur_sigma: list[float] = field(
+        default_factory=lambda: [0.1, 2.0],
+        metadata={"help": "Range of the blur's standard deviation; DINO's suits 224 px, small images want less."},
+    )
+
+
+@dataclass
+class LoopSettings(RunSettings):
+    """Length, optimiser and end of a run that trains a RATS without labels. Schedules count optimiser steps."""
+
     learning_rate: float = field(
         default=5e-4, metadata={"help": "Peak learning rate at a batch of 256; scaled linearly with the batch."}
     )
@@ -117,6 +136,33 @@ class TrainingSettings(RunSettings):
     warmup_steps: int = field(default=10_000, metadata={"help": "Steps of linear warm-up of the learning rate."})
     weight_decay: float = field(default=0.04, metadata={"help": "Weight decay at the start."})
     weight_decay_end: float = field(default=0.4, metadata={"help": "Weight decay at the end."})
+    register_bottleneck_temperature: float = field(
+        default=0.1, metadata={"help": "Temperature of the softmax over the registers in the register bottleneck's loss."}
+    )
+    register_bottleneck_mean: str = field(
+        default="batch",
+        metadata={
+            "help": "Mean that its targets are without: batch (of a step), or image (of each image by itself).",
+            "choices": ["batch", "image"],
+        },
+    )
+    export_image_size: int | None = field(
+        default=None, metadata={"help": "Size that the exported processor resizes to; the global views' by default."}
+    )
+    dry_run: bool = field(
+        default=False, metadata={"help": "Print recipe, sizes, memory and length, decode a few images, and train nothing."}
+    )
+
+
+@dataclass
+class TrainingSettings(LoopSettings):
+    """The run: steps, optimiser, DINO, bookkeeping. Schedules count optimiser steps."""
+
+    output_dir: str = field(default="outputs/pretrain", metadata={"help": "Folder of everything the run writes."})
+    warm_start: str | None = field(
+        default=None,
+        metadata={"help": "ViT or DINO checkpoint (folder, Hub name or file) to start from; only the registers begin anew."},
+    )
     clip_gradient: float = field(default=3.0, metadata={"help": "Largest norm of a parameter's gradient; 0: off."})
     freeze_last_layer_steps: int = field(
         default=0, metadata={"help": "Steps at the start in which the prototypes stay as they are."}
@@ -134,14 +180,15 @@ class TrainingSettings(RunSettings):
     koleo_weight: float = field(
         default=0.0, metadata={"help": "Weight of the KoLeo regulariser that spreads the registers of an image; 0: off."}
     )
+    register_bottleneck_weight: float = field(
+        default=0.0,
+        metadata={
+            "help": "Weight of a loss that has the registers explain the teacher's patches, as in distillation; the paper does "
+            "without; 0: off."
+        },
+    )
     collapse_patience: int = field(
         default=20, metadata={"help": "Lines of the log in a row with a collapsed teacher after which the run stops; 0: never."}
-    )
-    export_image_size: int | None = field(
-        default=None, metadata={"help": "Size that the exported processor resizes to; the global views' by default."}
-    )
-    dry_run: bool = field(
-        default=False, metadata={"help": "Print recipe, sizes, memory and length, decode a few images, and train nothing."}
     )
 
 
@@ -180,3 +227,17 @@ class Settings(NamedTuple):
     data: DataSettings
     training: TrainingSettings
     evaluation: EvaluationSettings
+
+
+class AnySettings(Protocol):
+    """All settings of a run, of pretraining or of distillation, group by group."""
+
+    @property
+    def model(self) -> RatsSettings: ...
+    @property
+    def data(self) -> ImageSettings: ...
+    @property
+    def training(self) -> LoopSettings: ...
+    @property
+    def evaluation(self) -> EvaluationSettings: ...
+    def __iter__(self) -> Iterator[Any]: ...

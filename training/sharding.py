@@ -1,6 +1,6 @@
-"""FSDP2: student and teacher sharded alike over the ranks, so that the teacher can follow shard by shard."""
+"""FSDP2: weights sharded over the ranks, student and teacher alike, so that the teacher can follow shard by shard."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import torch
 import torch.distributed as dist
@@ -22,13 +22,17 @@ _WHOLE_ON_MAIN = StateDictOptions(full_state_dict=True, cpu_offload=True)
 
 
 def prepare(accelerator: Accelerator, student: nn.Module, teacher: nn.Module) -> tuple[nn.Module, nn.Module]:
-    """Both on the device; the student under DDP if there are several ranks, or both sharded if the launcher says FSDP2.
+    """A student and the teacher that follows it, both on the device and shared alike over the ranks (`prepare_student`)."""
+    prepared = prepare_student(accelerator, student)
+    return prepared, fsdp2_prepare_model(accelerator, teacher) if accelerator.is_fsdp2 else teacher.to(accelerator.device)
+
+
+def prepare_student(accelerator: Accelerator, student: nn.Module) -> nn.Module:
+    """On the device; under DDP if there are several ranks, or sharded if the launcher says FSDP2.
 
     The optimiser is to be built afterwards, on the parameters that there are then.
     """
-    if accelerator.is_fsdp2:
-        return fsdp2_prepare_model(accelerator, student), fsdp2_prepare_model(accelerator, teacher)
-    return accelerator.prepare(student), teacher.to(accelerator.device)
+    return fsdp2_prepare_model(accelerator, student) if accelerator.is_fsdp2 else accelerator.prepare(student)
 
 
 def own_shards(tensors: Iterable[torch.Tensor]) -> list[torch.Tensor]:
@@ -52,28 +56,34 @@ def sum_over_shards(sums: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
     return sums
 
 
-def whole_states(student: nn.Module, teacher: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, dict]:
+def trained_states(student: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, dict]:
     """State dicts on the CPU of the main process, the optimiser's by names of parameters; empty ones on sharded other ranks.
 
     All ranks must call it. The result does not depend on how the weights are shared.
     """
     student_state, optimizer_state = get_state_dict(student, optimizer, options=_WHOLE_ON_MAIN)
-    teacher_state = get_model_state_dict(teacher, options=_WHOLE_ON_MAIN)
-    return {"student": student_state, "teacher": teacher_state, "optimizer": optimizer_state}
+    return {"student": student_state, "optimizer": optimizer_state}
 
 
-def load_whole_states(
-    student: nn.Module, teacher: nn.Module, optimizer: torch.optim.Optimizer, states: dict[str, dict]
-) -> None:
-    """The reverse of `whole_states`, from states that every rank has read."""
-    set_model_state_dict(student, states["student"], options=_WHOLE)
-    set_model_state_dict(teacher, states["teacher"], options=_WHOLE)
+def load_trained_states(student: nn.Module, optimizer: torch.optim.Optimizer, states: Mapping[str, dict]) -> None:
+    """The reverse of `trained_states`, from states that every rank has read."""
+    load_weights(student, states["student"])
     # Not strict: of prototypes that have been frozen so far the optimiser has no state, and must begin with them anew.
     options = StateDictOptions(full_state_dict=True, strict=False)
     set_optimizer_state_dict(student, optimizer, states["optimizer"], options=options)
     for name, parameter in student.named_parameters():
         if name.removeprefix("module.") not in states["optimizer"]["state"]:
             optimizer.state.pop(parameter, None)
+
+
+def load_weights(model: nn.Module, weights: dict) -> None:
+    """Whole weights, which every rank has read, into a model that may be sharded."""
+    set_model_state_dict(model, weights, options=_WHOLE)
+
+
+def weights_on_main(model: nn.Module) -> dict:
+    """The weights of a model on the CPU of the main process; empty on sharded other ranks. All ranks must call it."""
+    return get_model_state_dict(model, options=_WHOLE_ON_MAIN)
 
 
 def whole_weights(model: nn.Module) -> dict[str, torch.Tensor]:

@@ -6,24 +6,16 @@ from accelerate import Accelerator
 
 from evaluation.data_sets import open_images
 from evaluation.synthetic_parts import recorded_splits, write_dataset
-from training.crops import MultiCrop
+from training.crops import Crops, MultiCrop
 from training.original_crops import OriginalMultiCrop
-from training.settings import DataSettings, Settings, TrainingSettings
+from training.settings import AnySettings, ImageSettings, LoopSettings, Settings
 from training.source_rows import Source
 from training.streaming import ViewStream
 
 
 def open_stream(accelerator: Accelerator, settings: Settings) -> ViewStream:
-    """This rank's stream of views, mixed of all data sets; rendered images if the settings name none.
-
-    Raises:
-        FileNotFoundError: If a data set does not exist, or holds no data.
-        ValueError: If one does not have the split or the column of images.
-        UnreadableImagesError: If a file cannot be read.
-    """
-    data, training = settings.data, settings.training
-    with accelerator.main_process_first():
-        names = data.dataset or [render_synthetic(data, training)]
+    """This rank's stream of DINO's views (`open_views`)."""
+    data = settings.data
     crops = MultiCrop(
         data.global_crop_size,
         data.local_crop_size,
@@ -34,6 +26,20 @@ def open_stream(accelerator: Accelerator, settings: Settings) -> ViewStream:
         jitter=data.color_jitter,
         grayscale=data.grayscale,
     )
+    return open_views(accelerator, settings, crops)
+
+
+def open_views(accelerator: Accelerator, settings: AnySettings, crops: Crops) -> ViewStream:
+    """This rank's stream of views, mixed of all data sets; rendered images if the settings name none.
+
+    Raises:
+        FileNotFoundError: If a data set does not exist, or holds no data.
+        ValueError: If one does not have the split or the column of images.
+        UnreadableImagesError: If a file cannot be read.
+    """
+    data, training = settings.data, settings.training
+    with accelerator.main_process_first():
+        names = data.dataset or [render_synthetic(data, training)]
     return ViewStream(
         open_sources(names, data),
         crops if data.augmentation == "fast" else OriginalMultiCrop(crops.views),
@@ -46,7 +52,7 @@ def open_stream(accelerator: Accelerator, settings: Settings) -> ViewStream:
     )
 
 
-def open_sources(names: list[str], data: DataSettings) -> list[Source]:
+def open_sources(names: list[str], data: ImageSettings) -> list[Source]:
     """Each data set with its own of the settings that may differ between them."""
     splits = data.dataset_split * len(names) if len(data.dataset_split) == 1 else data.dataset_split
     configs, revisions, columns = (
@@ -67,7 +73,7 @@ def one_each(values: list[str] | None, number: int) -> list[str | None]:
     return [None if value.lower() == "none" else value for value in values]
 
 
-def render_synthetic(data: DataSettings, training: TrainingSettings) -> str:
+def render_synthetic(data: ImageSettings, training: LoopSettings) -> str:
     """The embedded data set in the output folder; rendered again only if its settings have changed."""
     folder = Path(training.output_dir) / "data"
     wanted: dict = {

@@ -12,9 +12,8 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from modeling_rats import RatsImageProcessor
 from modeling_rats.modeling_rats import RatsProjectionHead
-from training.networks import extract
+from training.networks import Features, ViewNetwork, extract, in_float32
 from training.sharding import own_shards, reshard
 
 
@@ -26,39 +25,31 @@ class ViewOutputs(NamedTuple):
         pooled: What the head got, (V, B, D).
         registers: After the final LayerNorm, of the first size of views, the global ones, (views * B, N, D); None for a ViT.
         patches: Likewise, (views * B, L, D); None where they were not asked for.
+        projected_registers: What each of the registers stands for among the teacher's patches, (views * B, N, D); None without
+            the register bottleneck.
     """
 
     logits: torch.Tensor
     pooled: torch.Tensor
     registers: torch.Tensor | None
     patches: torch.Tensor | None
+    projected_registers: torch.Tensor | None = None
 
 
-class MultiCropNetwork(nn.Module):
+class MultiCropNetwork(ViewNetwork):
     """Views in, prototype logits out: the backbone runs once per size of view, the head once on all of them.
 
     Args:
         backbone: RATS or a twin (`networks.py`).
         head: DINO head.
+        with_bottleneck: Whether registers are projected, for the loss of the register bottleneck; then patches are given, too.
     """
 
-    mean: torch.Tensor
-    std: torch.Tensor
-
-    def __init__(self, backbone: PreTrainedModel, head: RatsProjectionHead):
-        super().__init__()
-        self.backbone = backbone
+    def __init__(self, backbone: PreTrainedModel, head: RatsProjectionHead, with_bottleneck: bool = False):
+        super().__init__(backbone)
         self.head = head
-        # The processor is the only home of mean and std; here they are in levels of 0 to 255.
-        mean = torch.tensor(RatsImageProcessor.image_mean) * 255
-        std = torch.tensor(RatsImageProcessor.image_std) * 255
-        self.register_buffer("mean", mean.view(3, 1, 1), persistent=False)
-        self.register_buffer("std", std.view(3, 1, 1), persistent=False)
-
-    @property
-    def _no_split_modules(self) -> list[str]:
-        """The blocks that FSDP shards one by one; Accelerate asks for them under this name."""
-        return sorted(self.backbone._no_split_modules or [])
+        width = backbone.config.hidden_size
+        self.register_projection = nn.Linear(width, width) if with_bottleneck else None
 
     def forward(self, views: Sequence[torch.Tensor], with_patches: bool = False) -> ViewOutputs:
         """
@@ -66,18 +57,16 @@ class MultiCropNetwork(nn.Module):
             views: V views of B images, uint8, (B, height, width, 3); views of one size stand together, the global ones first.
             with_patches: Give the patch tokens too.
         """
-        of_sizes = []
+        with_patches = with_patches or self.register_projection is not None
+        of_sizes: list[Features] = []
         for _, same_size in groupby(views, key=lambda view: view.shape):
             pixel_values = self.normalize(torch.cat(list(same_size)))  # (views of this size * B, 3, height, width)
-            of_sizes.append(extract(self.backbone, pixel_values, with_patches))
+            of_sizes.append(extract(self.backbone, pixel_values, with_patches and not of_sizes))
         pooled = torch.cat([features.pooled for features in of_sizes])  # (V * B, D)
         logits = self.head(pooled).unflatten(0, (len(views), -1))  # (V, B, K)
         _, registers, patches = of_sizes[0]
-        return ViewOutputs(logits, pooled.unflatten(0, (len(views), -1)), registers, patches)
-
-    def normalize(self, pixels: torch.Tensor) -> torch.Tensor:
-        """uint8 (images, height, width, 3) -> normalised float32 (images, 3, height, width)."""
-        return (pixels.permute(0, 3, 1, 2).float() - self.mean) / self.std
+        projected = in_float32(self.register_projection, registers)  # (views * B, N, D)
+        return ViewOutputs(logits, pooled.unflatten(0, (len(views), -1)), registers, patches, projected)
 
 
 def build_teacher(student: MultiCropNetwork) -> MultiCropNetwork:

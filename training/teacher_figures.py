@@ -26,7 +26,7 @@ def teacher_figures(
     Returns:
         `teacher_entropies`, `rankme`, and `register_figures` of a network with registers.
     """
-    _, pooled, registers, patches = teacher([global_view[:max_images]], with_patches=True)
+    _, pooled, registers, patches, _ = teacher([global_view[:max_images]], with_patches=True)
     figures = {**teacher_entropies(targets), "rankme": rankme(pooled[0])}
     if registers is not None and patches is not None:
         figures |= register_figures(registers, patches)

@@ -8,7 +8,7 @@ from training.arguments import QUICKSTART, parse
 from training.networks import build_config
 from training.settings import DataSettings, ModelSettings, Settings
 
-RECIPES = sorted(QUICKSTART.parent.glob("*.yaml"))
+RECIPES = sorted(QUICKSTART.parent.glob("[!d]*.yaml"))  # those of distillation are distill_*
 
 
 @pytest.fixture
@@ -190,3 +190,8 @@ def test_model_defaults_are_rats_s():
     model = ModelSettings()
     assert (model.hidden_size, model.num_hidden_layers, model.num_attention_heads) == (384, 12, 6)
     assert (model.num_registers, model.patch_size, model.intermediate_size) == (96, 16, 4 * 384)
+
+
+def test_a_network_without_registers_has_no_register_bottleneck(capsys):
+    told = refusal(capsys, "--model_type", "vit", "--register_bottleneck_weight", "1")
+    assert "register_bottleneck_weight=1.0 has registers explain patches, and model_type=vit has none" in told

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from modeling_rats import RatsForPreTraining
-from training.optimizer import build_optimizer, clip_gradients, set_schedule
+from training.optimizer import build_optimizer, clip_gradients, clip_gradients_together, set_schedule
 
 
 @pytest.fixture
@@ -83,3 +83,18 @@ def test_each_gradient_is_clipped_by_itself(model, max_norm):
     torch.testing.assert_close(
         total, torch.cat([gradient.flatten() for gradient in gradients.values()]).norm(), rtol=1e-5, atol=0
     )
+
+
+@pytest.mark.parametrize("max_norm", [0.0, 0.5, 1e6])
+def test_all_gradients_are_clipped_together(model, max_norm):
+    generator = torch.Generator().manual_seed(0)
+    parameters = [parameter for index, parameter in enumerate(model.parameters()) if index % 5]
+    for parameter in parameters:
+        parameter.grad = torch.randn(parameter.shape, generator=generator)
+    gradients = [parameter.grad.clone() for parameter in parameters]
+    expected = torch.nn.utils.clip_grad_norm_(parameters, max_norm or torch.inf)
+    theirs = [parameter.grad.clone() for parameter in parameters]
+    for parameter, gradient in zip(parameters, gradients, strict=True):
+        parameter.grad = gradient
+    torch.testing.assert_close(clip_gradients_together(model, max_norm), expected, rtol=1e-5, atol=0)
+    torch.testing.assert_close([parameter.grad for parameter in parameters], theirs, rtol=1e-5, atol=0)

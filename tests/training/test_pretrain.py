@@ -690,6 +690,24 @@ def test_koleo_is_logged_and_changes_the_training(make_arguments, tmp_path, fini
     assert any(not torch.equal(tensor, others[name]) for name, tensor in weights.items())
 
 
+def test_the_register_bottleneck_is_logged_changes_the_training_and_can_be_resumed(
+    make_arguments, tmp_path, finished, monkeypatch
+):
+    settings = {"register_bottleneck_weight": 0.5}
+    pretrain.main(make_arguments(tmp_path / "whole", **settings))
+    entry = read_json_lines(tmp_path / "whole" / "log.jsonl")[-1]
+    assert set(entry) == LOG_FIELDS | {"register_bottleneck_loss"} and 0 < entry["register_bottleneck_loss"] < 2
+    weights, others = last_state(tmp_path / "whole")["student"], last_state(finished)["student"]
+    assert weights.keys() - others.keys() == {"register_projection.weight", "register_projection.bias"}
+    assert any(not torch.equal(weights[name], tensor) for name, tensor in others.items())
+    with monkeypatch.context() as patch, pytest.raises(Interruption):
+        interrupt_after(patch, 3)
+        pretrain.main(make_arguments(tmp_path / "parts", **settings))
+    pretrain.main(make_arguments(tmp_path / "parts", **settings))
+    assert_same_end(tmp_path / "parts", tmp_path / "whole")
+    assert type(AutoModel.from_pretrained(tmp_path / "whole" / "model")) is RatsModel
+
+
 def test_measuring_the_teacher_leaves_the_run_as_it_is(make_arguments, tmp_path, finished):
     pretrain.main(make_arguments(tmp_path, eval_steps=2, eval_pictures=2))
     assert_same_end(tmp_path, finished)
@@ -705,7 +723,7 @@ def test_an_interrupted_measurement_is_made_up_for(make_arguments, tmp_path, mon
 
     for _ in range(2):  # at step 3, and again in the last measurement
         with monkeypatch.context() as interrupted, pytest.raises(Interruption):
-            interrupted.setattr(pretrain.PeriodicEvaluation, "measure", killed)
+            interrupted.setattr("training.periodic_evaluation.PeriodicEvaluation.measure", killed)
             pretrain.main(arguments)
         assert read_json_lines(tmp_path / "evaluation.jsonl") == []
     pretrain.main(arguments)

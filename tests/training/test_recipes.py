@@ -10,7 +10,7 @@ from training.arguments import QUICKSTART, parse
 from training.networks import build_config
 from training.run_settings import flat
 
-RECIPES = sorted(QUICKSTART.parent.glob("*.yaml"))
+RECIPES = sorted(QUICKSTART.parent.glob("[!d]*.yaml"))  # those of distillation are distill_*
 IMAGES = {
     "quickstart": 20_000,
     "tiny_real": 86_000,

@@ -2,7 +2,8 @@
 
 python two_ranks.py JOBS.json FOLDER
 
-The file holds, by name, {"sharing": "ddp" or "fsdp2", "optimizer": "sgd" or "adamw", "interrupted": bool, "settings": {}}.
+The file holds, by name, {"sharing": "ddp" or "fsdp2", "optimizer": "sgd" or "adamw", "interrupted": bool, "settings": {}}, and
+of a distillation the path of a "recipe"; the others are pretrainings.
 """
 
 import json
@@ -16,8 +17,7 @@ from accelerate.state import AcceleratorState, PartialState
 from accelerate.utils import DistributedType
 from torch.distributed.tensor import DTensor
 
-from training import launch, pretrain
-from training.arguments import parse
+from training import arguments, distill, distill_arguments, launch, pretrain
 from training.run_state import find_state, restore, save_checkpoint
 from training.sharding import whole_weights
 from training.streaming import Batch
@@ -41,12 +41,14 @@ def sharding_accelerator(**settings) -> Accelerator:
     return accelerator
 
 
-def compute(output: Path, sharing: str, optimizer: str, interrupted: bool, settings: dict) -> None:
+def compute(output: Path, sharing: str, optimizer: str, interrupted: bool, settings: dict, recipe: str | None = None) -> None:
     folder = output.with_suffix("")
-    settings = parse([*[f"--{name}={value}" for name, value in settings.items()], f"--output_dir={folder}"])
+    flags = [*[f"--{name}={value}" for name, value in settings.items()], f"--output_dir={folder}"]
+    program, sides = (distill, (32,)) if recipe else (pretrain, (32, 32, 16))
+    settings = distill_arguments.parse([recipe, *flags]) if recipe else arguments.parse(flags)
     launch.Accelerator = sharding_accelerator if sharing == "fsdp2" else Accelerator  # type: ignore[misc, assignment]
     accelerator = launch.start_accelerator(settings.training)
-    run = pretrain.build_run(accelerator, settings)
+    run = program.build_run(accelerator, settings)
     if optimizer == "sgd":
         groups = [dict(group) for group in run.optimizer.param_groups]
         run.optimizer = torch.optim.SGD([{"params": one["params"], "decays": one["decays"]} for one in groups], lr=0.0)
@@ -65,20 +67,22 @@ def compute(output: Path, sharing: str, optimizer: str, interrupted: bool, setti
         if step == 2 and interrupted:
             stream = SimpleNamespace(positions={}, num_workers=0)
             save_checkpoint(run, stream, folder)
-            run = pretrain.build_run(accelerator, settings)
+            run = program.build_run(accelerator, settings)
             restore(run, stream, find_state(run, folder))
-        views = [torch.randint(0, 256, (BATCH, side, side, 3), dtype=torch.uint8, generator=generator) for side in (32, 32, 16)]
+        views = [torch.randint(0, 256, (BATCH, side, side, 3), dtype=torch.uint8, generator=generator) for side in sides]
         own = [view[accelerator.process_index * share :][:share] for view in views]
-        figures = pretrain.train_step(run, Batch(own, worker=0, position=(0, 0), broken=[]))
+        figures = program.train_step(run, Batch(own, worker=0, position=(0, 0), broken=[]))
         run.step += 1
         losses.append(accelerator.reduce(figures.loss, "mean"))
         norms.append(figures.gradient_norm)
-    states = {"student": whole_weights(run.student), "teacher": whole_weights(run.teacher)}
+    networks = {"student": run.student} if recipe else {"student": run.student, "teacher": run.teacher}
+    states = {name: whole_weights(network) for name, network in networks.items()}
     plugin = getattr(accelerator.state, "fsdp_plugin", None)
-    sharded = any(isinstance(one, DTensor) for one in run.teacher.parameters())
+    sharded = any(isinstance(one, DTensor) for one in run.student.parameters())
     if accelerator.is_main_process:
         result = {"losses": torch.stack(losses), "norms": torch.stack(norms), "gradients": gradients, **states}
-        result |= {"center": run.loss.center, "processes": accelerator.num_processes, "sharded": sharded}
+        result |= {"processes": accelerator.num_processes, "sharded": sharded}
+        result |= {} if recipe else {"center": run.loss.center}
         result["policy"] = plugin and plugin.mixed_precision_policy
         torch.save(result, output)
     accelerator.wait_for_everyone()
