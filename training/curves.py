@@ -40,7 +40,12 @@ OF_LOG = (
     ),
     Panel(
         "losses of distillation, before their weights",
-        {"patch_loss": "patches", "register_bottleneck_loss": "register bottleneck", "global_loss": "global"},
+        {
+            "patch_loss": "patches",
+            "register_bottleneck_loss": "register bottleneck",
+            "register_code_loss": "register codes",
+            "global_loss": "global",
+        },
         from_zero=True,
     ),
     Panel("gradient norm", {"gradient_norm": "gradient norm"}),

@@ -27,7 +27,14 @@ from training.distill_arguments import parse
 from training.distill_dry_run import describe
 from training.distill_monitors import SHOWN_IMAGES, DistillationReporter, DistillFigures
 from training.distill_settings import DistillDataSettings, DistillSettings, DistillTrainingSettings
-from training.distillation_loss import centered, global_loss, patch_loss, register_bottleneck_loss, standardized
+from training.distillation_loss import (
+    centered,
+    global_loss,
+    patch_loss,
+    register_bottleneck_loss,
+    register_code_loss,
+    standardized,
+)
 from training.distillation_network import DistillationOutputs, build_student
 from training.distillation_run import DistillationRun
 from training.export import export, model_of
@@ -174,11 +181,12 @@ class Targets(NamedTuple):
 def targets_of(teacher: FrozenTeacher, parts: Sequence[torch.Tensor], settings: DistillSettings) -> list[Targets]:
     """The targets of each part of this rank's views, uint8, (B, height, width, 3); means are those of the whole step."""
     training, patch_size = settings.training, settings.model.patch_size
+    through_registers = training.register_bottleneck_weight or training.register_code_weight
     features = [teacher.features(part, (part.shape[1] // patch_size, part.shape[2] // patch_size)) for part in parts]
     patches = torch.cat([one.patches for one in features])  # (all views, L, T)
     whole = (
         standardized(patches) if training.patch_weight else None,
-        centered(patches, training.register_bottleneck_mean) if training.register_bottleneck_weight else None,
+        centered(patches, training.register_bottleneck_mean) if through_registers else None,
         torch.cat([one.pooled for one in features]) if training.global_weight else None,
     )
     none = [None] * len(parts)
@@ -187,7 +195,7 @@ def targets_of(teacher: FrozenTeacher, parts: Sequence[torch.Tensor], settings: 
 
 def losses_of(outputs: DistillationOutputs, targets: Targets, temperature: float) -> dict[str, torch.Tensor]:
     """The losses that are on, before their weights, by the names that the log has for them; scalars."""
-    registers, patches, projected_patches, projected_registers, projected_pooled = outputs
+    registers, patches, projected_patches, projected_registers, projected_pooled, codes = outputs
     losses = {}
     if projected_patches is not None and targets.patches is not None:
         losses["patch_loss"] = patch_loss(projected_patches, targets.patches)
@@ -195,6 +203,8 @@ def losses_of(outputs: DistillationOutputs, targets: Targets, temperature: float
         losses["register_bottleneck_loss"] = register_bottleneck_loss(
             registers, patches, projected_registers, targets.centered, temperature
         )
+    if codes is not None and patches is not None and targets.centered is not None:
+        losses["register_code_loss"] = register_code_loss(registers, patches, codes, targets.centered, temperature)
     if projected_pooled is not None and targets.pooled is not None:
         losses["global_loss"] = global_loss(projected_pooled, targets.pooled)
     return losses

@@ -3,7 +3,7 @@
 from training.arguments import ReportError, check_shared, fill
 from training.distill_settings import DistillSettings
 
-WEIGHTS = ("patch_weight", "register_bottleneck_weight", "global_weight")
+WEIGHTS = ("patch_weight", "register_bottleneck_weight", "register_code_weight", "global_weight")
 
 
 def parse(arguments: list[str] | None = None) -> DistillSettings:

@@ -46,6 +46,10 @@ class DistillTrainingSettings(LoopSettings):
     register_bottleneck_weight: float = field(
         default=1.0, metadata={"help": "Weight of the loss of the teacher's patches explained by the registers; 0: off."}
     )
+    register_code_weight: float = field(
+        default=0.0,
+        metadata={"help": "Weight of the loss of the patches explained by one constant code for each register; 0: off."},
+    )
     global_weight: float = field(
         default=1.0, metadata={"help": "Weight of the loss between the mean register and the teacher's class token; 0: off."}
     )

@@ -87,6 +87,28 @@ def register_bottleneck_loss(
     return _cosine_loss(reconstruction, targets)
 
 
+def register_code_loss(
+    registers: torch.Tensor, patches: torch.Tensor, codes: torch.Tensor, targets: torch.Tensor, temperature: float
+) -> torch.Tensor:
+    r"""How badly one constant vector for each register explains the teacher's patches, through the same similarities.
+
+    As `register_bottleneck_loss` with g_bn = c_n, learned and the same in all images. There a register may stand for one thing
+    in one image and for another in the next; here it has to stand for the same. So it is a soft k-means with N centres for all
+    images together. Ours.
+
+    Args:
+        registers: (B, N, D).
+        patches: (B, L, D).
+        codes: c, (N, T).
+        targets: (B, L, T).
+        temperature: As in `register_bottleneck_loss`.
+
+    Returns:
+        The mean over images and patches, a float32 scalar.
+    """
+    return register_bottleneck_loss(registers, patches, codes.expand(len(registers), -1, -1), targets, temperature)
+
+
 def global_loss(projected: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     r"""How far the projected mean register is from what the teacher says of the whole image, in direction.
 

@@ -22,6 +22,7 @@ class DistillationOutputs(NamedTuple):
         projected_patches: (B, L, T).
         projected_registers: What each register stands for in the teacher's space, (B, N, T).
         projected_pooled: Of the mean register, (B, T).
+        register_codes: What each register stands for in all images, (N, T).
     """
 
     registers: torch.Tensor
@@ -29,6 +30,7 @@ class DistillationOutputs(NamedTuple):
     projected_patches: torch.Tensor | None
     projected_registers: torch.Tensor | None
     projected_pooled: torch.Tensor | None
+    register_codes: torch.Tensor | None
 
 
 class DistillationNetwork(ViewNetwork):
@@ -40,23 +42,34 @@ class DistillationNetwork(ViewNetwork):
         with_patches: Whether patches are projected.
         with_registers: Whether registers are, each by itself.
         with_pooled: Whether the mean register is.
+        with_codes: Whether each register has a code.
     """
 
     def __init__(
-        self, backbone: PreTrainedModel, teacher_size: int, with_patches: bool, with_registers: bool, with_pooled: bool
+        self,
+        backbone: PreTrainedModel,
+        teacher_size: int,
+        with_patches: bool,
+        with_registers: bool,
+        with_pooled: bool,
+        with_codes: bool,
     ):
         super().__init__(backbone)
         width = backbone.config.hidden_size
         self.patch_projection = nn.Linear(width, teacher_size) if with_patches else None
         self.register_projection = nn.Linear(width, teacher_size) if with_registers else None
         self.global_projection = nn.Linear(width, teacher_size) if with_pooled else None
+        # Directions alone count; lengths of about 1 change slowly enough at the learning rates of the others.
+        codes = torch.randn(backbone.config.num_registers, teacher_size) / teacher_size**0.5 if with_codes else None
+        self.register_codes = None if codes is None else nn.Parameter(codes)
 
     def forward(self, views: torch.Tensor) -> DistillationOutputs:
         """
         Args:
             views: uint8, (B, height, width, 3).
         """
-        with_patches = self.patch_projection is not None or self.register_projection is not None
+        of_patches = (self.patch_projection, self.register_projection, self.register_codes)
+        with_patches = any(one is not None for one in of_patches)
         pooled, registers, patches = extract(self.backbone, self.normalize(views), with_patches)
         assert registers is not None  # of a RATS
         return DistillationOutputs(
@@ -65,6 +78,7 @@ class DistillationNetwork(ViewNetwork):
             in_float32(self.patch_projection, patches),
             in_float32(self.register_projection, registers),
             in_float32(self.global_projection, pooled),
+            self.register_codes,
         )
 
 
@@ -77,5 +91,10 @@ def build_student(settings: DistillSettings, teacher_size: int) -> DistillationN
     training = settings.training
     config = build_config(settings.model, settings.data.global_crop_size)
     backbone, _ = build_backbone_and_head(settings.model.model_type, config)
-    weights = (training.patch_weight, training.register_bottleneck_weight, training.global_weight)
+    weights = (
+        training.patch_weight,
+        training.register_bottleneck_weight,
+        training.global_weight,
+        training.register_code_weight,
+    )
     return DistillationNetwork(backbone, teacher_size, *(weight > 0 for weight in weights))

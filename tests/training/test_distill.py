@@ -166,9 +166,9 @@ def test_every_kind_of_teacher_teaches(make_arguments, make_teacher, tmp_path, k
     assert set(entry) == LOG_FIELDS and math.isfinite(entry["loss"])
 
 
-@pytest.mark.parametrize("left", ["patch", "register_bottleneck", "global"])
+@pytest.mark.parametrize("left", ["patch", "register_bottleneck", "register_code", "global"])
 def test_losses_can_be_switched_off(make_arguments, tmp_path, left):
-    weights = {f"{name}_weight": float(name == left) for name in ("patch", "register_bottleneck", "global")}
+    weights = {f"{name}_weight": float(name == left) for name in ("patch", "register_bottleneck", "register_code", "global")}
     distill.main(make_arguments(tmp_path, **weights, steps=2))
     (entry,) = read_json_lines(tmp_path / "log.jsonl")
     assert {name for name in entry if name.endswith("_loss")} == {f"{left}_loss"}

@@ -7,7 +7,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from training.distillation_loss import centered, global_loss, patch_loss, register_bottleneck_loss, standardized
+from training.distillation_loss import (
+    centered,
+    global_loss,
+    patch_loss,
+    register_bottleneck_loss,
+    register_code_loss,
+    standardized,
+)
 
 BATCH, PATCHES, REGISTERS, WIDTH, TEACHER_WIDTH = 3, 6, 4, 8, 5
 ROOT = Path(__file__).resolve().parents[2]
@@ -42,6 +49,10 @@ def literal_register_bottleneck_loss(registers, patches, reconstructing, targets
     return total / (BATCH * PATCHES)
 
 
+def literal_register_code_loss(registers, patches, codes, targets, temperature):
+    return literal_register_bottleneck_loss(registers, patches, torch.stack([codes] * BATCH), targets, temperature)
+
+
 def literal_global_loss(projected, targets):
     return sum(1 - cosine(projected[b], targets[b]) for b in range(BATCH)) / BATCH
 
@@ -54,6 +65,11 @@ LOSSES = {
         literal_register_bottleneck_loss,
         [(BATCH, REGISTERS, WIDTH), (BATCH, PATCHES, WIDTH), (BATCH, REGISTERS, TEACHER_WIDTH)],
     ),
+    "register codes": (
+        register_code_loss,
+        literal_register_code_loss,
+        [(BATCH, REGISTERS, WIDTH), (BATCH, PATCHES, WIDTH), (REGISTERS, TEACHER_WIDTH)],
+    ),
 }
 
 
@@ -62,7 +78,7 @@ LOSSES = {
 def test_loss_and_gradients_equal_the_loop(name, temperature):
     loss_of, literal, shapes = LOSSES[name]
     targets = numbers(*((BATCH, TEACHER_WIDTH) if name == "global" else (BATCH, PATCHES, TEACHER_WIDTH)), seed=9)
-    others = (temperature,) if name == "register bottleneck" else ()
+    others = (temperature,) if name.startswith("register") else ()
     gradients, losses = [], []
     for compute, dtype in ((loss_of, torch.float32), (literal, torch.float64)):
         inputs = [numbers(*shape, seed=seed, dtype=dtype).requires_grad_() for seed, shape in enumerate(shapes)]
