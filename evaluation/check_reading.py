@@ -39,7 +39,7 @@ from modeling_rats.configuration_rats import height_width
 from modeling_rats.original_checkpoint_rats import OriginalCheckpoint, read_original_checkpoint
 
 STUDENT_TEMPERATURE = 0.1  # DINO's (main_dino.py)
-CONTRAST_TEMPERATURES = (0.03, 0.05, 0.07, 0.1, 0.15, 0.2, 0.3, 0.5)
+CONTRAST_TEMPERATURES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.7, 1.0, 2.0)  # of cross-entropies in nats
 LEAST_ERRORS = 2  # by how many standard errors a reading must be ahead
 NUM_NEIGHBORS = 20
 PART_SCORES = {"m2o_miou": "M2O", "ari": "ARI", "segments_used": "segments"}
@@ -79,7 +79,7 @@ class Agreement(NamedTuple):
 
     Attributes:
         contrast: Cross-entropy of finding an image's other view among those of all images, in nats, (M,).
-        found: Percent of the images whose other view is the most similar one.
+        found: Percent of the images whose other view has the lowest cross-entropy.
         same: DINO's cross-entropy of the two views of an image, in nats.
         other: The same of views of different images, in nats.
         marginal_entropy: Entropy of the mean target, in nats; 0 if all images get one prototype.
@@ -101,11 +101,11 @@ def agreement(first: torch.Tensor, second: torch.Tensor, teacher_temperature: fl
         same  = mean over i of (H(p1[i], q2[i]) + H(p2[i], q1[i])) / 2
         other = the same, over all pairs of different images
 
-    as in dino/main_dino.py (DINOLoss), where p is the teacher's and q the student's. Both depend on how large the logits are,
-    and another reading may make them larger: tried, `other - same` was highest for a wrong reading in three of four cases. So
-    readings are compared by what no scale changes, with s(i, j) the cosine of t1[i] - c and t2[j] - c:
+    as in dino/main_dino.py (DINOLoss), where p is the teacher's and q the student's. Their difference grows with the logits,
+    and a wrong reading can make the logits larger. So readings are compared by how well the cross-entropies tell an image's own
+    other view among all, at the best of some temperatures:
 
-        contrast[i] = -log softmax over j of (s(i, j) / temperature) at j = i, both ways, at the best of some temperatures
+        contrast[i] = -log softmax over j of (-H(p1[i], q2[j]) / temperature) at j = i, and likewise with the views exchanged
 
     Args:
         first: Logits of one view of each image, (M, K).
@@ -122,12 +122,9 @@ def agreement(first: torch.Tensor, second: torch.Tensor, teacher_temperature: fl
     marginal = torch.cat(targets).mean(dim=0)  # (K)
     entropy = -torch.special.xlogy(marginal, marginal).sum()
 
-    directions = [torch.nn.functional.normalize(logits - center, dim=1) for logits in (first, second)]
-    cosines = directions[0] @ directions[1].T  # (M, M)
-    both = torch.stack([cosines, cosines.T])  # (2, M, M)
-    contrasts = [-(both / t).log_softmax(dim=2).diagonal(dim1=1, dim2=2).mean(dim=0) for t in CONTRAST_TEMPERATURES]
+    contrasts = [-(-crossed / t).log_softmax(dim=2).diagonal(dim1=1, dim2=2).mean(dim=0) for t in CONTRAST_TEMPERATURES]
     contrast = min(contrasts, key=lambda of_images: of_images.mean())  # (M)
-    hits = (both.argmax(dim=2) == torch.arange(num_images)).float().mean()
+    hits = (crossed.argmin(dim=2) == torch.arange(num_images)).float().mean()
     return Agreement(contrast, 100 * hits.item(), same.item(), other.item(), entropy.item())
 
 
@@ -207,21 +204,23 @@ def tell(found: Mapping[str, Any]) -> str:
     if len(possible) == 1:
         second, (mean, error) = next(iter(found["behind"].items()))
         return (
-            f"The weights were trained with {best} ({READINGS[best].meaning}): {second} is {mean:.3f} nats behind, standard "
-            f"error {error:.3f}."
+            f"Of the {len(found['behind']) + 1} readings the weights fit {best} best ({READINGS[best].meaning}): {second} is "
+            f"{mean:.3f} nats behind, standard error {error:.3f}."
         )
-    names = ", ".join(possible)
-    return f"Not told apart: {names}; {best} is the best. The others are ruled out. More --images or --draws tell more."
+    excluded = [name for name in found["behind"] if name not in possible]
+    rest = f"; clearly worse: {', '.join(excluded)}" if excluded else ""
+    return f"Too close to call: {', '.join(possible)}{rest}. Use more --images or --draws."
 
 
 def format_table(scored: Mapping[str, Mapping[str, Any]]) -> str:
-    """A row a reading, the best first; contrast, cross-entropies and entropy in nats."""
+    """A row a reading, the best first, and a legend."""
     titles = {"contrast": "contrast", "found": "found %", "same": "same", "other": "other", "marginal_entropy": "marginal H"}
     titles |= {key: title for key, title in {"knn": "20-NN", **PART_SCORES}.items() if key in next(iter(scored.values()))}
     lines = [" " * 29 + "".join(f"{title:>12}" for title in titles.values())]
     for name, scores in sorted(scored.items(), key=lambda item: item[1]["contrast"]):
         lines.append(f"{name:<29}" + "".join(f"{scores[key]:>12.3f}" for key in titles))
-    return "\n".join(lines)
+    legend = "In nats: contrast (lowest fits best), cross-entropy of views of the same and of other images, marginal entropy."
+    return "\n".join([*lines, legend])
 
 
 def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:

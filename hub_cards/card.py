@@ -72,6 +72,7 @@ def build_card(
         recipe=recipe(model.training),
         base_model=model.base_model,
         source=card_text.describe_source(model),
+        licence_is_theirs=card_text.names_licence(model, data.get("license")),
         evaluations=[evaluation.as_table() for evaluation in evaluations],
         **{name: sorted(place for place in assets if kind_of(place) == kind) for name, kind in SHOWN.items()},
         license=data.get("license_name") or data.get("license"),

@@ -97,7 +97,9 @@ def describe_source(model: ModelRecord) -> dict[str, str]:
         return {}
     told, repo_id = model.source["source"], model.source["source"]["repo_id"]
     rows = {"Repository": f"[{repo_id}](https://huggingface.co/{repo_id})"} if repo_id else {}
-    if repo_id == AUTHORS:
+    if repo_id and told.get("repo_id_is_stated"):
+        rows["Repository"] += " (stated by whoever converted a local file, not looked up)"
+    elif repo_id == AUTHORS:
         rows["Trained by"] = "the authors of the paper: DINO self-distillation on ImageNet-1k without labels (their page)"
     if told["commit"]:
         rows["Commit"] = f"`{told['commit']}`"
@@ -111,6 +113,12 @@ def describe_source(model: ModelRecord) -> dict[str, str]:
     return rows
 
 
+def names_licence(model: ModelRecord, licence: str | None) -> bool:
+    """Whether the repository that converted weights come from names this licence, and not only whoever converted them."""
+    told = model.source["source"] if model.source else {}
+    return licence is not None and told.get("licence", {}).get("license") == licence and not told.get("licence_is_stated")
+
+
 def describe_limitations(model: ModelRecord, evaluations: Sequence[Evaluation]) -> list[str]:
     """What the records themselves say against the model, then what holds for any model of this kind."""
     rows, columns, patch = _patch_grid(model)
@@ -118,7 +126,8 @@ def describe_limitations(model: ModelRecord, evaluations: Sequence[Evaluation]) 
     limitations = []
     if model.source:
         limitations += [
-            "How these weights were trained is known from the page of their repository alone; nothing of it was repeated here.",
+            "How these weights were trained is not recorded here"
+            + ("; see the page of their repository." if model.base_model else ", and the file names no repository."),
             "The code that they were trained with was not published. This implementation computes what we read in the paper's "
             "method figure; `python -m evaluation.check_reading` measures whether the weights were trained so.",
         ]

@@ -73,7 +73,7 @@ def changes_of_model(
         if model.source and not parse_card(text).data.get("license"):
             raise UnknownLicenceError(
                 f"The weights in {folder} were trained by others ({model.base_model or 'a file without a repository'}), and "
-                "their licence is not known. Ask their owners, and name it with --licence."
+                "their licence is not known. Ask the owners, then pass it with --licence ID."
             )
         wanted[CARD] = text.encode()
         return replace(_change(snapshot, wanted, outdated), digests=model.weight_files)

@@ -10,6 +10,7 @@ reading is right.
 """
 
 import argparse
+import math
 import sys
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
@@ -64,7 +65,11 @@ def convert(
     if image_size is not None:
         height = width = image_size
     if any(side % patch or side < patch for side, patch in zip((height, width), model.config.patch_height_width, strict=True)):
-        raise ValueError(f"image_size={image_size} must be a positive multiple of the patch, {model.config.patch_size} px.")
+        step = math.lcm(*model.config.patch_height_width)
+        nearest = max(round((image_size or step) / step), 1) * step
+        raise ValueError(
+            f"image_size={image_size} must be a multiple of the patch, {model.config.patch_size} px; use {nearest}."
+        )
     model.to(dtype=DTYPES[dtype])  # type: ignore[call-arg]  # whose annotation lost its arguments
     for name, tensor in model.state_dict().items():
         if not tensor.isfinite().all():
@@ -72,9 +77,9 @@ def convert(
     processor = RatsImageProcessor(size={"height": height, "width": width})
     told = source.record()
     if licence:
-        told["licence"] = {"license": licence}
+        told |= {"licence": {"license": licence}, "licence_is_stated": True}  # by whoever converts, and not looked up
     if base_model:
-        told["repo_id"] = base_model
+        told |= {"repo_id": base_model, "repo_id_is_stated": True}
     write_folder(output, model, processor, conversion_record(told, report, {"dtype": dtype, **reading}))
     write_card(output, licence=licence)
     return report
@@ -108,9 +113,16 @@ def main(arguments: Sequence[str] | None = None) -> list[Path]:
     options |= reading_options(given)
     folders = []
     try:
+        if given.output.is_file():
+            raise FileExistsError(f"--output {given.output} is a file; name a folder.")
         named = (given.source, given.file, given.revision)
         for source in find_series(*named) if given.all else [find_weights(*named)]:
             folder = given.output / Path(source.file).stem if given.all else given.output
+            if (folder / "config.json").exists() and not given.overwrite:
+                if not given.all:
+                    raise FileExistsError(f"{folder} holds a model already; name another --output, or add --overwrite.")
+                print(f"{source.file}: {folder} is there already, skipped (--overwrite converts it again)")
+                continue
             report = convert(source, folder, **options)
             folders.append(folder)
             if not given.quiet:
@@ -118,9 +130,7 @@ def main(arguments: Sequence[str] | None = None) -> list[Path]:
     except (OSError, ValueError) as error:
         raise SystemExit(str(error)) from error
     if not given.quiet:
-        print(
-            f"Model folder: {given.output}, {len(folders)} checkpoints in it" if given.all else f"Model folder: {given.output}"
-        )
+        print(f"{len(folders)} model folders written to {given.output}" if given.all else f"Model folder: {given.output}")
     return folders
 
 
@@ -133,14 +143,17 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--output", required=True, type=Path, metavar="FOLDER", help="model folder, with --all a folder of them"
     )
-    parser.add_argument("--all", action="store_true", help="convert all that differ from the file in the last number alone")
+    parser.add_argument(
+        "--all", action="store_true", help="convert each checkpoint of its folder that differs in the last number only"
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace a model that --output holds")
     parser.add_argument("--with_head", action="store_true", help="keep the DINO head, to go on pretraining")
     parser.add_argument("--dtype", choices=DTYPES, default="float32", help="of the weights that are written (%(default)s)")
     parser.add_argument(
         "--image_size", type=int, metavar="PX", help="side that the image processor resizes to (default: that of pretraining)"
     )
     parser.add_argument(
-        "--licence", metavar="ID", help="of the weights (mit, apache-2.0 ...), where the source's card has none"
+        "--licence", metavar="ID", help="licence of the weights (mit, apache-2.0 ...), if the source's card names none"
     )
     parser.add_argument("--base_model", metavar="OWNER/NAME", help="repository that a local file was downloaded from")
     parser.add_argument("--quiet", action="store_true", help="print nothing")

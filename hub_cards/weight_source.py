@@ -165,7 +165,9 @@ def _errors_explained(repo_id: str) -> Iterator[None]:
     except EntryNotFoundError as error:
         raise FileNotFoundError(f"{repo_id} has no such file: {error}") from error
     except (HfHubHTTPError, HTTPError) as error:
-        raise ConnectionError(f"{repo_id} cannot be fetched: {error}. Try again later.") from error
+        raise ConnectionError(
+            f"{repo_id} cannot be fetched: {error}. Try again later, or give the path of a file that was downloaded before."
+        ) from error
 
 
 def add_reading_options(parser: argparse.ArgumentParser) -> None:
@@ -181,11 +183,9 @@ def add_reading_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--num_attention_heads", type=int, metavar="H", help="default: one for each 64 channels, as in DINO")
     parser.add_argument(
-        "--position_grid", type=int, nargs=2, metavar=("ROWS", "COLUMNS"), help="of the learned positions, if it is no square"
+        "--position_grid", type=int, nargs=2, metavar=("ROWS", "COLUMNS"), help="grid of the learned positions, if not square"
     )
-    parser.add_argument(
-        "--leave_out", nargs="+", default=[], metavar="NAME", help="tensors that are to be no part of the model"
-    )
+    parser.add_argument("--leave_out", nargs="+", default=[], metavar="NAME", help="tensors to ignore")
 
 
 def reading_options(given: argparse.Namespace) -> dict[str, Any]:

@@ -48,8 +48,8 @@ def read_checkpoint_file(path: str | os.PathLike) -> Mapping[str, Any]:
                 "after a download that was interrupted. Download or copy it again."
             ) from error
         raise ValueError(
-            f"{path} holds more than tensors, or is no checkpoint of torch, and is not opened: unpickling objects can run any "
-            "code. If you trust it, load it yourself and give its state dict instead."
+            f"{path} is no checkpoint of torch, or holds more than tensors. Objects in a pickle can run any code, so it is not "
+            "opened. If it is a checkpoint that you trust, load it yourself and pass its state dict."
         ) from error
     if not isinstance(entries, Mapping):
         raise ValueError(f"{path} holds a {type(entries).__name__}, but must hold a state dict, or a dict with one in it.")

@@ -211,7 +211,7 @@ def _read_positions(
             "(--position_grid ROWS COLUMNS)."
         )
     before, sides = fitting[0]
-    change = "as they are" if not before else f"without the first {before} of {learned.shape[1]}"
+    change = "unchanged" if not before else f"without the first {before} of {learned.shape[1]}"
     positions = _Positions(learned[:, before:], name, sides, change, len(fitting) > 1)
     if before >= num_registers:
         positions.of_registers, positions.register_name = learned[:, before - num_registers : before], name

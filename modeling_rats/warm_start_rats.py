@@ -69,7 +69,7 @@ class WarmStartReport:
             names = [name for name, why in self.not_taken.items() if why == reason]
             more = f" and {len(names) - 2} more" if len(names) > 2 else ""
             lines += [f"  not taken    {', '.join(names[:2])}{more}: {reason}"]
-        lines += [f"  assumed      {name}={value}, which the source does not tell" for name, value in self.assumed.items()]
+        lines += [f"  assumed      {name}={value}, not stated in the source" for name, value in self.assumed.items()]
         return "\n".join(lines)
 
 

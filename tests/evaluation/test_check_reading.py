@@ -33,22 +33,17 @@ def test_agreement_is_that_of_its_definition():
     first, second = torch.randn(5, 7).double(), torch.randn(5, 7).double()
     measured = agreement(first, second, teacher_temperature=0.3)
     center = torch.cat([first, second]).mean(dim=0)
-    same, other, contrasts = [], [], {}
+    same, other, contrasts = [], [], {t: torch.zeros(5) for t in check_reading.CONTRAST_TEMPERATURES}
     for targets, predictions in ((first, second), (second, first)):
         for i in range(5):
             p = ((targets[i] - center) / 0.3).softmax(-1)
-            for j in range(5):
-                q = (predictions[j] / 0.1).log_softmax(-1)
-                (same if i == j else other).append(-(p * q).sum().item())
+            entropies = torch.stack([-(p * (predictions[j] / 0.1).log_softmax(-1)).sum() for j in range(5)])
+            same.append(entropies[i].item())
+            other += [entropies[j].item() for j in range(5) if j != i]
+            for temperature, losses in contrasts.items():
+                losses[i] += -(-entropies / temperature).log_softmax(-1)[i].item() / 2
     assert measured.same == pytest.approx(sum(same) / len(same))
     assert measured.other == pytest.approx(sum(other) / len(other))
-    for temperature in check_reading.CONTRAST_TEMPERATURES:
-        losses = torch.zeros(5)
-        for own, others in ((first, second), (second, first)):
-            for i in range(5):
-                cosines = torch.stack([torch.cosine_similarity(own[i] - center, others[j] - center, dim=0) for j in range(5)])
-                losses[i] += -(cosines / temperature).log_softmax(-1)[i].item() / 2
-        contrasts[temperature] = losses
     best = min(contrasts.values(), key=lambda losses: losses.mean())
     torch.testing.assert_close(measured.contrast.float(), best)
 
@@ -62,11 +57,14 @@ def test_agreement_of_equal_views_of_different_images_is_complete():
     assert collapsed.contrast.mean() == pytest.approx(math.log(4))
 
 
-def test_contrast_does_not_depend_on_the_scale_of_the_logits():
+def test_contrast_finds_the_views_that_belong_together_where_the_larger_logits_do_not():
+    """Logits of a wrong reading: three times as large, and noisier."""
     torch.manual_seed(0)
-    first = torch.randn(20, 8)
-    second = first + torch.randn(20, 8)
-    torch.testing.assert_close(agreement(first, second, 0.04).contrast, agreement(9 * first, 9 * second, 0.04).contrast)
+    images, noise = torch.randn(60, 8) / 10, torch.randn(2, 60, 8) / 10
+    right = agreement(images + noise[0] / 2, images + noise[1] / 2, 0.04)
+    wrong = agreement(3 * (images + noise[0]), 3 * (images + noise[1]), 0.04)
+    assert wrong.other - wrong.same > right.other - right.same
+    assert wrong.contrast.mean() > right.contrast.mean() + 0.1 and wrong.found < right.found
 
 
 @pytest.mark.parametrize("name", READINGS)
@@ -88,7 +86,7 @@ def test_every_reading_computes_with_the_same_weights_and_differs_from_ours(name
     assert (difference == 0) if name == "rats" else (difference > 1e-4)
 
 
-def test_equal_views_agree_in_every_reading_however_they_are_batched(checkpoint):
+def test_images_are_compared_with_all_others_however_they_are_batched(checkpoint):
     torch.manual_seed(0)
     original = {
         other: read_original_checkpoint(
@@ -96,10 +94,15 @@ def test_equal_views_agree_in_every_reading_however_they_are_batched(checkpoint)
         )
         for other in (False, True)
     }
-    images = torch.randn(8, 3, 32, 32)
-    scored = check_readings(original, [[(images, images)], [(images[:5], images[:5]), (images[5:], images[5:])]], 0.04)
-    assert scored.keys() == READINGS.keys()
-    assert all(scores["found"] == 100 and len(scores["contrasts"]) == 8 for scores in scored.values())
+    first = torch.randn(8, 3, 32, 32)
+    second = first + torch.randn(8, 3, 32, 32) / 2
+    at_once = check_readings(original, [[(first, second)]], 0.04)
+    draws = [[(first[:5], second[:5]), (first[5:], second[5:])]] * 2
+    in_batches = check_readings(original, draws, 0.04)
+    assert at_once.keys() == in_batches.keys() == READINGS.keys()
+    for name, scores in at_once.items():
+        assert len(scores["contrasts"]) == 8 and scores["contrast"] < math.log(8)
+        assert scores["contrasts"] == pytest.approx(in_batches[name]["contrasts"], abs=1e-3), name
 
 
 def test_the_verdict_rules_out_what_is_clearly_behind():
@@ -109,9 +112,12 @@ def test_the_verdict_rules_out_what_is_clearly_behind():
     found = verdict({"rats": far, "all_heads": best, "perceiver": close})
     assert found["best"] == "all_heads" and found["possible"] == ["all_heads", "perceiver"]
     assert found["behind"]["rats"] == pytest.approx((1.0, 0.1 / 3**0.5))
-    assert tell(found).startswith("Not told apart: all_heads, perceiver; all_heads is the best.")
+    assert tell(found).startswith("Too close to call: all_heads, perceiver; clearly worse: rats. Use more")
+    assert tell(verdict({"all_heads": best, "perceiver": close})).startswith("Too close to call: all_heads, perceiver. Use")
     alone = tell(verdict({"rats": far, "all_heads": best}))
-    assert alone.startswith("The weights were trained with all_heads (registers leave through all heads): rats is 1.000 nats")
+    assert alone.startswith(
+        "Of the 2 readings the weights fit all_heads best (registers leave through all heads): rats is 1.000"
+    )
 
 
 def test_the_command_prints_a_table_and_writes_a_record(checkpoint, images, tmp_path, capsys):

@@ -78,7 +78,7 @@ def test_the_card_says_whose_weights_they_are(converted, authors):
     assert f"| File | `{SERIES[2]}` |" in card.text and "| Epochs | 388, by the name of the file |" in card.text
     assert (
         "register_order head_major" in card.text
-        and f"The weights are under `cc-by-nc-4.0`, the licence of [{AUTHORS}]" in card.text
+        and f"The weights are under `cc-by-nc-4.0`, the licence that the card of [{AUTHORS}]" in card.text
     )
     assert "trained with this implementation" not in card.text and "evaluation.check_reading" in card.text
 
@@ -86,7 +86,7 @@ def test_the_card_says_whose_weights_they_are(converted, authors):
 def test_a_card_without_a_licence_says_so_and_a_push_asks_for_it(without_licence, hub):
     card = ModelCard((without_licence / "README.md").read_text())
     assert card.data.get("license") is None
-    assert "Of the weights no licence is\nknown" in card.text and f"the card of [{AUTHORS}]" in card.text
+    assert "The licence of the weights is\nunknown" in card.text and f"the card of [{AUTHORS}]" in card.text
     arguments = [str(without_licence), "--repo_id", NAME]
     for options in ([], ["--dry_run"]):
         with pytest.raises(SystemExit, match=rf"trained by others \({AUTHORS}\), and their licence is not known.*--licence"):
@@ -139,15 +139,17 @@ def test_a_licence_of_ones_own_replaces_all_of_the_source(authors, hub, tmp_path
 
 def test_converting_again_takes_the_licence_that_is_given_now(converted):
     for licence in ("mit", "apache-2.0"):
-        convert(AUTHORS, "--file", SERIES[2], "--output", converted, "--licence", licence)
+        convert(AUTHORS, "--file", SERIES[2], "--output", converted, "--overwrite", "--licence", licence)
         assert json.loads((converted / "training.json").read_text())["source"]["licence"] == {"license": licence}
         card = ModelCard((converted / "README.md").read_text())
-        assert card.data.license == licence and f"The weights are under `{licence}`" in card.text
+        assert card.data.license == licence and f"under `{licence}`, as stated by whoever converted them" in card.text
 
 
 def test_another_checkpoint_replaces_weights_and_card(converted):
     (converted / "notes.txt").write_text("mine")
-    convert(AUTHORS, "--file", SERIES[1], "--output", converted)
+    with pytest.raises(SystemExit, match=r"rats-vitb holds a model already.*--overwrite"):
+        convert(AUTHORS, "--file", SERIES[1], "--output", converted)
+    convert(AUTHORS, "--file", SERIES[1], "--output", converted, "--overwrite")
     assert_weights(converted, meant(1))
     card = (converted / "README.md").read_text()
     assert "| Epochs | 100," in card and "388" not in card and (converted / "notes.txt").read_text() == "mine"
@@ -161,11 +163,15 @@ def test_a_file_on_this_machine(tmp_path):
     assert_weights(tmp_path / "plain", meant(0))
     card = ModelCard((tmp_path / "plain" / "README.md").read_text())
     assert card.data.get("base_model") is None and card.data.get("license") is None
-    assert "They were read from a file of others" in card.text and "| Repository |" not in card.text
+    assert "They come from a third-party file" in card.text and "| Repository |" not in card.text
     assert str(tmp_path) not in (tmp_path / "plain" / "training.json").read_text()
     convert(path, "--output", tmp_path / "told", "--base_model", AUTHORS, "--licence", "mit")
     card = ModelCard((tmp_path / "told" / "README.md").read_text())
-    assert card.data.base_model == AUTHORS and card.data.license == "mit" and "| Trained by | the authors" in card.text
+    assert (
+        card.data.base_model == AUTHORS
+        and card.data.license == "mit"
+        and "stated by whoever converted a local file" in card.text
+    )
 
 
 def test_all_converts_the_series_in_its_order(authors, tmp_path, capsys):
@@ -176,7 +182,7 @@ def test_all_converts_the_series_in_its_order(authors, tmp_path, capsys):
     for seed, folder in enumerate(folders):
         assert_weights(folder, meant(seed))
         assert json.loads((folder / "training.json").read_text())["source"]["file"] == SERIES[seed]
-    assert "3 checkpoints in it" in capsys.readouterr().out
+    assert "3 model folders written" in capsys.readouterr().out
 
 
 def test_a_video_of_a_series_says_the_epochs(converted, tmp_path, monkeypatch):
@@ -214,7 +220,7 @@ def test_the_image_size_is_that_of_the_processor(authors, tmp_path):
     assert AutoImageProcessor.from_pretrained(tmp_path / "large").size == {"height": 64, "width": 64}
     assert RatsForPartSegmentation.from_pretrained(tmp_path / "large").config.image_size == 32  # of its positions
     for size in (60, 0, -8):
-        with pytest.raises(SystemExit, match=f"image_size={size} must be a positive multiple of the patch, 8 px"):
+        with pytest.raises(SystemExit, match=f"image_size={size} must be a multiple of the patch, 8 px; use [0-9]+"):
             convert(AUTHORS, "--file", SERIES[0], "--output", tmp_path / "odd", "--image_size", size)
     assert not (tmp_path / "odd").exists()
 
@@ -302,5 +308,11 @@ def test_the_report_is_printed_unless_quiet(authors, tmp_path, capsys):
     assert (
         "Weights of RATS from" in told and f"Model folder: {tmp_path / 'model'}" in told and "register_order=head_major" in told
     )
-    main([*arguments, "--quiet"])
+    main([*arguments, "--overwrite", "--quiet"])
     assert capsys.readouterr().out == ""
+
+
+def test_an_output_that_is_a_file_is_refused_before_anything_is_read(tmp_path):
+    (tmp_path / "photo.jpg").write_bytes(b"")
+    with pytest.raises(SystemExit, match=r"photo\.jpg is a file; name a folder"):
+        main([str(tmp_path / "missing.pth"), "--output", str(tmp_path / "photo.jpg")])

@@ -392,7 +392,7 @@ def test_the_same_fields_may_be_repeated():
 
 def test_files_are_refused_rather_than_unpickled(tmp_path):
     torch.save(LiteralDino(), tmp_path / "whole_model.pth")
-    with pytest.raises(ValueError, match=r"holds more than tensors.*load it yourself and give its state dict"):
+    with pytest.raises(ValueError, match=r"holds more than tensors.*load it yourself and pass its state dict"):
         warm_start(tmp_path / "whole_model.pth")
     torch.save([torch.ones(1)], tmp_path / "list.pth")
     with pytest.raises(ValueError, match="holds a list, but must hold a state dict"):
