@@ -108,7 +108,13 @@ _AT_LEAST_ONE |= {"num_global_crops", "eval_images", "knn_train_images", "knn_te
 _AT_LEAST_ZERO = {"seed", "learning_rate", "clip_gradient", "warmup_steps", "weight_decay", "freeze_last_layer_steps"}
 _AT_LEAST_ZERO |= {"num_workers", "num_local_crops", "collapse_patience", "keep_every_steps", "koleo_weight"}
 _AT_LEAST_ZERO |= {"eval_steps", "eval_pictures", "min_learning_rate", "weight_decay_end"}
-_AT_LEAST_ZERO |= {"patch_weight", "register_bottleneck_weight", "register_code_weight", "global_weight"}
+_AT_LEAST_ZERO |= {
+    "patch_weight",
+    "register_bottleneck_weight",
+    "register_code_weight",
+    "register_balance_weight",
+    "global_weight",
+}
 _ABOVE_ZERO = {"student_temperature", "teacher_temperature", "warmup_teacher_temperature", "register_bottleneck_temperature"}
 _SHARES = {"teacher_momentum", "center_momentum", "grayscale", "max_broken_share"}
 

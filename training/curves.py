@@ -44,6 +44,7 @@ OF_LOG = (
             "patch_loss": "patches",
             "register_bottleneck_loss": "register bottleneck",
             "register_code_loss": "register codes",
+            "register_balance_loss": "register balance",
             "global_loss": "global",
         },
         from_zero=True,

@@ -31,6 +31,7 @@ from training.distillation_loss import (
     centered,
     global_loss,
     patch_loss,
+    register_balance_loss,
     register_bottleneck_loss,
     register_code_loss,
     standardized,
@@ -193,8 +194,9 @@ def targets_of(teacher: FrozenTeacher, parts: Sequence[torch.Tensor], settings: 
     return [Targets(*one) for one in zip(*(none if own is None else own.chunk(len(parts)) for own in whole), strict=True)]
 
 
-def losses_of(outputs: DistillationOutputs, targets: Targets, temperature: float) -> dict[str, torch.Tensor]:
+def losses_of(outputs: DistillationOutputs, targets: Targets, settings: DistillTrainingSettings) -> dict[str, torch.Tensor]:
     """The losses that are on, before their weights, by the names that the log has for them; scalars."""
+    temperature, balanced = settings.register_bottleneck_temperature, settings.register_balance_weight > 0
     registers, patches, projected_patches, projected_registers, projected_pooled, codes = outputs
     losses = {}
     if projected_patches is not None and targets.patches is not None:
@@ -205,6 +207,8 @@ def losses_of(outputs: DistillationOutputs, targets: Targets, temperature: float
         )
     if codes is not None and patches is not None and targets.centered is not None:
         losses["register_code_loss"] = register_code_loss(registers, patches, codes, targets.centered, temperature)
+    if balanced and patches is not None:
+        losses["register_balance_loss"] = register_balance_loss(registers, patches, temperature)
     if projected_pooled is not None and targets.pooled is not None:
         losses["global_loss"] = global_loss(projected_pooled, targets.pooled)
     return losses
@@ -223,7 +227,7 @@ def train_step(run: DistillationRun, batch: Batch) -> DistillFigures:
         with nullcontext() if index == len(parts) else accelerator.no_sync(run.student):
             with accelerator.autocast():
                 outputs = run.student(part)
-            own = losses_of(outputs, targets, settings.register_bottleneck_temperature)
+            own = losses_of(outputs, targets, settings)
             accelerator.backward(weighted(own, settings) / len(parts))
         losses = {name: losses.get(name, 0) + loss.detach() / len(parts) for name, loss in own.items()}
 

@@ -50,6 +50,9 @@ class DistillTrainingSettings(LoopSettings):
         default=0.0,
         metadata={"help": "Weight of the loss of the patches explained by one constant code for each register; 0: off."},
     )
+    register_balance_weight: float = field(
+        default=0.0, metadata={"help": "Weight of the loss that asks all registers to share out the patches of a step; 0: off."}
+    )
     global_weight: float = field(
         default=1.0, metadata={"help": "Weight of the loss between the mean register and the teacher's class token; 0: off."}
     )

@@ -3,9 +3,12 @@
 B images  L patches  N registers  D hidden of the student  T hidden of the teacher
 """
 
+import math
+
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.distributed.nn.functional import all_reduce as differentiable_all_reduce
 from transformers.utils.generic import maybe_autocast
 
 from modeling_rats.part_maps import register_patch_similarities
@@ -81,8 +84,7 @@ def register_bottleneck_loss(
         The mean over images and patches, a float32 scalar.
     """
     with maybe_autocast(registers.device.type, enabled=False):
-        similarities = register_patch_similarities(registers, patches, grid=(1, patches.shape[1])).squeeze(2)  # (B, N, L)
-        shares = (similarities / temperature).softmax(dim=1)  # (B, N, L)
+        shares = _shares(registers, patches, temperature)  # (B, N, L)
         reconstruction = shares.transpose(1, 2) @ reconstructing.float()  # (B, L, T)
     return _cosine_loss(reconstruction, targets)
 
@@ -107,6 +109,32 @@ def register_code_loss(
         The mean over images and patches, a float32 scalar.
     """
     return register_bottleneck_loss(registers, patches, codes.expand(len(registers), -1, -1), targets, temperature)
+
+
+def register_balance_loss(registers: torch.Tensor, patches: torch.Tensor, temperature: float) -> torch.Tensor:
+    r"""How unevenly the registers share out the patches of a step, in nats.
+
+    With the shares of `register_bottleneck_loss`, this is, slow and obvious:
+
+        mean = [sum(shares[b, l, n] for b in range(B) for l in range(L)) / (B * L) for n in range(N)]
+        return log(N) - sum(-m * log(m) for m in mean)
+
+    over the images of all ranks, so that an image may use few registers as long as all are used. Ours for registers; it is
+    the mean entropy maximisation of MSN (arXiv 2204.07141). With gradient accumulation each part is balanced by itself.
+
+    Args:
+        registers: (B, N, D).
+        patches: (B, L, D).
+        temperature: As in `register_bottleneck_loss`.
+
+    Returns:
+        A float32 scalar from 0, all alike, to log(N), one register for all.
+    """
+    with maybe_autocast(registers.device.type, enabled=False):
+        shares = _shares(registers, patches, temperature).mean(dim=(0, 2))  # (N)
+        if dist.is_initialized():
+            shares = differentiable_all_reduce(shares) / dist.get_world_size()
+        return math.log(len(shares)) + torch.special.xlogy(shares, shares).sum()
 
 
 def global_loss(projected: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
@@ -159,6 +187,12 @@ def centered(patches: torch.Tensor, mean: str) -> torch.Tensor:
     """
     patches = patches.float()
     return patches - (patches.mean(dim=1, keepdim=True) if mean == "image" else _mean(patches))
+
+
+def _shares(registers: torch.Tensor, patches: torch.Tensor, temperature: float) -> torch.Tensor:
+    """How the registers share out each patch, (B, N, L)."""
+    similarities = register_patch_similarities(registers, patches, grid=(1, patches.shape[1])).squeeze(2)  # (B, N, L)
+    return (similarities / temperature).softmax(dim=1)
 
 
 def _mean(patches: torch.Tensor) -> torch.Tensor:

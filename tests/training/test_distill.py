@@ -159,6 +159,15 @@ def test_the_log_has_each_loss(finished):
     assert Image.open(finished / "curves.png").format == "PNG"
 
 
+def test_all_losses_at_once(make_arguments, tmp_path):
+    distill.main(make_arguments(tmp_path, register_code_weight=0.5, register_balance_weight=0.25, steps=2))
+    (entry,) = read_json_lines(tmp_path / "log.jsonl")
+    assert set(entry) == LOG_FIELDS | {"register_code_loss", "register_balance_loss"}
+    parts = (entry[f"{name}_loss"] for name in ("patch", "register_bottleneck", "global"))
+    weighted = 0.5 * entry["register_code_loss"] + 0.25 * entry["register_balance_loss"]
+    assert entry["loss"] == pytest.approx(sum(parts) + weighted, rel=1e-5) and entry["register_balance_loss"] > 0
+
+
 @pytest.mark.parametrize("kind", TEACHERS)
 def test_every_kind_of_teacher_teaches(make_arguments, make_teacher, tmp_path, kind):
     distill.main(make_arguments(tmp_path, teacher=make_teacher(kind), steps=2, num_global_crops=2))

@@ -1,5 +1,6 @@
 """The losses of distillation, and their targets, against the slow, obvious loops of their docstrings, gradients included."""
 
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ from training.distillation_loss import (
     centered,
     global_loss,
     patch_loss,
+    register_balance_loss,
     register_bottleneck_loss,
     register_code_loss,
     standardized,
@@ -53,6 +55,17 @@ def literal_register_code_loss(registers, patches, codes, targets, temperature):
     return literal_register_bottleneck_loss(registers, patches, torch.stack([codes] * BATCH), targets, temperature)
 
 
+def literal_register_balance_loss(registers, patches, temperature):
+    mean = [0.0] * REGISTERS
+    for b in range(BATCH):
+        for l in range(PATCHES):  # noqa: E741
+            shares = torch.stack([cosine(registers[b, n], patches[b, l]) / temperature for n in range(REGISTERS)]).softmax(
+                dim=0
+            )
+            mean = [m + share / (BATCH * PATCHES) for m, share in zip(mean, shares, strict=True)]
+    return math.log(REGISTERS) - sum(-m * m.log() for m in mean)
+
+
 def literal_global_loss(projected, targets):
     return sum(1 - cosine(projected[b], targets[b]) for b in range(BATCH)) / BATCH
 
@@ -71,6 +84,20 @@ LOSSES = {
         [(BATCH, REGISTERS, WIDTH), (BATCH, PATCHES, WIDTH), (REGISTERS, TEACHER_WIDTH)],
     ),
 }
+
+
+@pytest.mark.parametrize("temperature", [0.1, 1.0])
+def test_balance_and_its_gradients_equal_the_loop(temperature):
+    gradients, losses = [], []
+    for compute, dtype in ((register_balance_loss, torch.float32), (literal_register_balance_loss, torch.float64)):
+        shapes = [(BATCH, REGISTERS, WIDTH), (BATCH, PATCHES, WIDTH)]
+        inputs = [numbers(*shape, seed=seed, dtype=dtype).requires_grad_() for seed, shape in enumerate(shapes)]
+        losses.append(compute(*inputs, temperature))
+        losses[-1].backward()
+        gradients.append([one.grad.float() for one in inputs])
+    torch.testing.assert_close(losses[0], losses[1].float())
+    torch.testing.assert_close(gradients[0], gradients[1])
+    assert all(gradient.abs().max() > 1e-5 for gradient in gradients[0])
 
 
 @pytest.mark.parametrize("temperature", [0.1, 1.0])
