@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar, cast
 
 import torch
+from huggingface_hub import hf_hub_download
 
 from .checkpoint_file_rats import read_checkpoint_file, unwrap
 from .configuration_rats import RatsConfig, height_width
@@ -119,7 +120,9 @@ class OriginalCheckpoint:
 
 def read_original_checkpoint(
     checkpoint: str | os.PathLike | Mapping[str, Any],
+    filename: str | None = None,
     *,
+    revision: str | None = None,
     registers: str | None = None,
     num_registers: int | None = None,
     register_order: RegisterOrder = "head_major",
@@ -130,7 +133,10 @@ def read_original_checkpoint(
     """Read a checkpoint as the authors of RATS published it.
 
     Args:
-        checkpoint: File of torch (only tensors are unpickled) or safetensors, or a state dict, wrapped or not.
+        checkpoint: File of torch (only tensors are unpickled) or safetensors; a state dict, wrapped or not; or, with `filename`,
+            a repository on the Hub, such as "TimingYang/RATS".
+        filename: Path of the file in the repository, such as "base/checkpoint_teacher_ep0388.pth"; it is downloaded.
+        revision: Branch, tag or commit of the repository.
         registers: Name of the tensor that holds the registers, where its shape does not tell.
         num_registers: N, if it is to be checked.
         register_order: Which registers belong to which head, see `read_tokens`; not known, and ours is an assumption.
@@ -142,7 +148,12 @@ def read_original_checkpoint(
         FileNotFoundError: No such file.
         ValueError: The file is damaged or holds more than tensors; a block is incomplete; registers or positions are missing
             or ambiguous; a tensor has no place, a wrong shape or values that are not finite.
+        huggingface_hub.errors.HfHubHTTPError: The repository or its file is not there, or the Hub cannot be reached.
     """
+    if filename is not None:
+        checkpoint = hf_hub_download(str(checkpoint), filename, revision=revision)
+    elif revision is not None:
+        raise ValueError(f"revision={revision} is that of a repository; name its file with filename, or leave it out.")
     label = "the state dict" if isinstance(checkpoint, Mapping) else os.fspath(checkpoint)
     entries, beside = unwrap(checkpoint if isinstance(checkpoint, Mapping) else read_checkpoint_file(checkpoint))
     report = ConversionReport(label, not_taken=beside)
@@ -175,19 +186,20 @@ def read_original_checkpoint(
 
 
 def load_original_checkpoint(
-    checkpoint: str | os.PathLike | Mapping[str, Any], *, with_head: bool = False, **options: Any
+    checkpoint: str | os.PathLike | Mapping[str, Any], filename: str | None = None, *, with_head: bool = False, **options: Any
 ) -> tuple[RatsForPartSegmentation | RatsForPreTraining, ConversionReport]:
     """A model with the weights of a checkpoint as the authors of RATS published it, float32, in evaluation mode.
 
     Args:
         checkpoint: As for `read_original_checkpoint`, with the errors that it documents.
+        filename: Likewise.
         with_head: Keep the DINO head: a `RatsForPreTraining` instead of a `RatsForPartSegmentation`.
         options: As for `read_original_checkpoint`.
 
     Returns:
         The model, and the report of what became of each tensor.
     """
-    original = read_original_checkpoint(checkpoint, **options)
+    original = read_original_checkpoint(checkpoint, filename, **options)
     if with_head:
         return original.build_with_head(RatsForPreTraining), original.report
     why = "the DINO head, which only pretraining uses; with_head (--with_head) keeps it"

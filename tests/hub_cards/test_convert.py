@@ -8,6 +8,7 @@ from os import environ
 import pytest
 import torch
 from huggingface_hub import ModelCard
+from huggingface_hub.errors import EntryNotFoundError
 from PIL import Image
 from safetensors.torch import load_file
 from transformers import AutoImageProcessor, AutoModelForPreTraining, AutoModelForSemanticSegmentation
@@ -17,7 +18,7 @@ from evaluation import part_video
 from hub_cards.convert import main
 from hub_cards.push import main as push
 from hub_cards.push import push_results
-from modeling_rats import RatsForPartSegmentation, RatsForPreTraining
+from modeling_rats import RatsForPartSegmentation, RatsForPreTraining, load_original_checkpoint
 from tests.hub_cards.conftest import AUTHORS, SERIES
 from tests.hub_server import Fault
 from tests.original_checkpoints import TINY, TINY_HEAD, VARIANTS, as_file, by_our_names, head, published
@@ -316,3 +317,15 @@ def test_an_output_that_is_a_file_is_refused_before_anything_is_read(tmp_path):
     (tmp_path / "photo.jpg").write_bytes(b"")
     with pytest.raises(SystemExit, match=r"photo\.jpg is a file; name a folder"):
         main([str(tmp_path / "missing.pth"), "--output", str(tmp_path / "photo.jpg")])
+
+
+def test_the_library_alone_reads_from_the_hub(authors):
+    for seed, name in enumerate(SERIES):
+        model, report = load_original_checkpoint(AUTHORS, name, num_attention_heads=TINY["heads"], revision="main")
+        loaded = model.rats.state_dict()
+        assert all(torch.equal(loaded[parameter], tensor) for parameter, tensor in meant(seed).items()), name
+        assert not report.initialised
+    with pytest.raises(EntryNotFoundError):
+        load_original_checkpoint(AUTHORS, "base/missing.pth")
+    with pytest.raises(ValueError, match="revision=main is that of a repository"):
+        load_original_checkpoint({}, revision="main")
