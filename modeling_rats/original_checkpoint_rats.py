@@ -133,7 +133,7 @@ def read_original_checkpoint(
     """Read a checkpoint as the authors of RATS published it.
 
     Args:
-        checkpoint: File of torch (only tensors are unpickled) or safetensors; a state dict, wrapped or not; or, with `filename`,
+        checkpoint: File of torch (only tensors are unpickled) or safetensors; a state dict, wrapped or not; with `filename`,
             a repository on the Hub, such as "TimingYang/RATS".
         filename: Path of the file in the repository, such as "base/checkpoint_teacher_ep0388.pth"; it is downloaded.
         revision: Branch, tag or commit of the repository.

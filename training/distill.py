@@ -39,7 +39,7 @@ from training.distillation_loss import (
 from training.distillation_network import DistillationOutputs, build_student
 from training.distillation_run import DistillationRun
 from training.export import export, model_of
-from training.frozen_teacher import FrozenTeacher, check_features, load_teacher
+from training.frozen_teacher import FrozenTeacher, check_features, has_random_weights, load_teacher
 from training.launch import choose_attention
 from training.loop import Program, run_program
 from training.optimizer import build_optimizer, clip_gradients_together, set_schedule
@@ -122,6 +122,12 @@ def open_teacher(accelerator: Accelerator, settings: DistillSettings) -> FrozenT
         with torch.random.fork_rng(devices=[]):  # the student's weights do not depend on what loading draws
             teacher = load_teacher(str(training.teacher), training.teacher_revision, accelerator.device, bf16)
         check_features(teacher, settings.data.global_crop_size, settings.model.patch_size)
+        if has_random_weights(teacher) and accelerator.is_main_process:
+            print(
+                f"Warning: teacher={training.teacher} seems to have random weights (its LayerNorms are untouched); a student "
+                "learns nothing of parts from it. Check that the folder holds trained weights.",
+                file=sys.stderr,
+            )
         return teacher
 
     return on_all_ranks(load)

@@ -172,6 +172,13 @@ def check_features(teacher: FrozenTeacher, side_px: int, patch_size: int) -> Non
             )
 
 
+def has_random_weights(teacher: FrozenTeacher) -> bool:
+    """Whether no layer normalisation of the teacher has moved from where it starts, scales of 1 and shifts of 0."""
+    norms = [module for module in teacher.model.modules() if isinstance(module, nn.LayerNorm)]
+    started = [bool((norm.weight == 1).all()) and (norm.bias is None or not norm.bias.any()) for norm in norms]
+    return bool(norms) and all(started)
+
+
 def licence_of(name: str, commit: str | None) -> str | None:
     """The licence that the card of a folder or repository names; None where it names none or cannot be read."""
     try:

@@ -13,7 +13,7 @@ from transformers import AutoImageProcessor, ConvNextConfig, ConvNextImageProces
 
 from tests.training.conftest import TEACHERS
 from training import frozen_teacher
-from training.frozen_teacher import check_features, licence_of, load_teacher
+from training.frozen_teacher import check_features, has_random_weights, licence_of, load_teacher
 
 CPU = torch.device("cpu")
 
@@ -133,6 +133,18 @@ def test_features_that_are_not_finite_are_refused(make_teacher, tmp_path):
     save_file(weights, tmp_path / "broken" / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(ValueError, match=r"gives patches that are not finite .*choose another teacher"):
         check_features(load(tmp_path / "broken"), 32, 8)
+
+
+@pytest.mark.parametrize("kind", TEACHERS)
+def test_a_teacher_that_was_never_trained_is_noticed(make_teacher, kind):
+    teacher = load(make_teacher(kind))
+    with torch.no_grad():
+        for module in teacher.model.modules():
+            if isinstance(module, torch.nn.LayerNorm):
+                module.weight.fill_(1), module.bias.fill_(0)
+        assert has_random_weights(teacher)
+        next(module for module in teacher.model.modules() if isinstance(module, torch.nn.LayerNorm)).bias[0] = 0.01
+    assert not has_random_weights(teacher)
 
 
 def test_the_record_is_plain(make_teacher):

@@ -16,6 +16,7 @@ SINKHORN_KNOPP, IN_PARTS, IN_ONE = {"centering": "sinkhorn_knopp"}, {"gradient_a
 # AdamW, bf16, prototypes that are frozen at first, and a centre.
 AS_TRAINED = {"optimizer": "adamw", "settings": {"mixed_precision": "bf16", "freeze_last_layer_steps": 3}}
 BOTTLENECK = {"register_bottleneck_weight": 0.5}
+CODES = {"register_code_weight": 0.5, "register_balance_weight": 0.5}
 DISTILLED_AS_TRAINED = {"optimizer": "adamw"}  # float32: with FSDP2 bf16 rounds otherwise from one process to the next
 JOBS = {  # number of processes -> what they compute one after the other: a start of processes takes longer than the steps
     1: {
@@ -24,6 +25,7 @@ JOBS = {  # number of processes -> what they compute one after the other: a star
         "alone, in parts": {"settings": IN_PARTS},
         "alone, bottleneck": {"settings": BOTTLENECK},
         "alone, distilled": {"distils": True},
+        "alone, distilled with codes": {"distils": True, "settings": CODES},
         "alone, checkpointing": {"settings": {"gradient_checkpointing": True}},
     },
     2: {
@@ -38,6 +40,7 @@ JOBS = {  # number of processes -> what they compute one after the other: a star
             ", bottleneck": {"settings": BOTTLENECK | IN_PARTS},
             ", distilled": {"distils": True},
             ", distilled in parts": {"distils": True, "settings": IN_PARTS},
+            ", distilled with codes": {"distils": True, "settings": CODES},
             ", distilled as trained": {"distils": True} | DISTILLED_AS_TRAINED,
             ", distilled, interrupted": {"distils": True, "interrupted": True} | DISTILLED_AS_TRAINED,
         }.items()
@@ -143,6 +146,12 @@ def test_a_distillation_on_two_ranks_is_one_on_one(results, sharing, how):
     result, expected = results[f"{sharing}, distilled{how}"], results["alone, distilled"]
     assert result["sharded"] == (sharing == "fsdp2") and "patch_projection.weight" in expected["gradients"][0]
     assert_same(result, expected)
+
+
+@pytest.mark.parametrize("sharing", ["ddp", "fsdp2"])
+def test_the_registers_of_two_ranks_are_balanced_together(results, sharing):
+    assert "register_codes" in results["alone, distilled with codes"]["gradients"][0]
+    assert_same(results[f"{sharing}, distilled with codes"], results["alone, distilled with codes"])
 
 
 @pytest.mark.parametrize("sharing", ["ddp", "fsdp2"])
