@@ -209,10 +209,12 @@ def losses_of(outputs: DistillationOutputs, targets: Targets, settings: DistillT
         losses["patch_loss"] = patch_loss(projected_patches, targets.patches)
     if projected_registers is not None and patches is not None and targets.centered is not None:
         losses["register_bottleneck_loss"] = register_bottleneck_loss(
-            registers, patches, projected_registers, targets.centered, temperature
+            registers, patches, projected_registers, targets.centered, temperature, settings.register_bottleneck_error
         )
     if codes is not None and patches is not None and targets.centered is not None:
-        losses["register_code_loss"] = register_code_loss(registers, patches, codes, targets.centered, temperature)
+        losses["register_code_loss"] = register_code_loss(
+            registers, patches, codes, targets.centered, temperature, settings.register_bottleneck_error
+        )
     if balanced and patches is not None:
         losses["register_balance_loss"] = register_balance_loss(registers, patches, temperature)
     if projected_pooled is not None and targets.pooled is not None:

@@ -51,6 +51,7 @@ def register_bottleneck_loss(
     reconstructing: torch.Tensor,
     targets: torch.Tensor,
     temperature: float,
+    error: str = "cosine",
 ) -> torch.Tensor:
     r"""How badly an image's registers alone explain the teacher's patches, through the similarities that part maps have.
 
@@ -62,13 +63,15 @@ def register_bottleneck_loss(
                 similarities = [cosine(r[b, n], p[b, l]) / temperature for n in range(N)]
                 shares = softmax(similarities)
                 reconstruction = sum(shares[n] * g[b, n] for n in range(N))
-                total += 1 - cosine(reconstruction, t[b, l])
+                total += 1 - cosine(reconstruction, t[b, l])    # with error="cosine"
+                total += sum((reconstruction - t[b, l]) ** 2)   # with error="squared"
         return total / (B * L)
 
     where
         r, p = the student's registers and patches after its final LayerNorm;
         g = W r + v, W and v learned;
-        t = the teacher's patches without their mean (`centered`).
+        t = the teacher's patches without their mean, of mean square length 1 (`centered`), so that the squared error is the
+            share of their variance that is not explained.
 
     So it is a soft k-means of the teacher's patches with N centres an image, which one forward pass finds. Ours: neither the
     paper nor DINO has it.
@@ -79,6 +82,7 @@ def register_bottleneck_loss(
         reconstructing: g, (B, N, T).
         targets: (B, L, T).
         temperature: Of the softmax over the registers; the lower, the nearer to the one register that a part map would choose.
+        error: "cosine" counts all patches alike; "squared" those little that differ little from the mean, as k-means does.
 
     Returns:
         The mean over images and patches, a float32 scalar.
@@ -86,11 +90,18 @@ def register_bottleneck_loss(
     with maybe_autocast(registers.device.type, enabled=False):
         shares = _shares(registers, patches, temperature)  # (B, N, L)
         reconstruction = shares.transpose(1, 2) @ reconstructing.float()  # (B, L, T)
+    if error == "squared":
+        return (reconstruction - targets.float()).square().sum(dim=-1).mean()
     return _cosine_loss(reconstruction, targets)
 
 
 def register_code_loss(
-    registers: torch.Tensor, patches: torch.Tensor, codes: torch.Tensor, targets: torch.Tensor, temperature: float
+    registers: torch.Tensor,
+    patches: torch.Tensor,
+    codes: torch.Tensor,
+    targets: torch.Tensor,
+    temperature: float,
+    error: str = "cosine",
 ) -> torch.Tensor:
     r"""How badly one constant vector for each register explains the teacher's patches, through the same similarities.
 
@@ -104,11 +115,12 @@ def register_code_loss(
         codes: c, (N, T).
         targets: (B, L, T).
         temperature: As in `register_bottleneck_loss`.
+        error: Likewise.
 
     Returns:
         The mean over images and patches, a float32 scalar.
     """
-    return register_bottleneck_loss(registers, patches, codes.expand(len(registers), -1, -1), targets, temperature)
+    return register_bottleneck_loss(registers, patches, codes.expand(len(registers), -1, -1), targets, temperature, error)
 
 
 def register_balance_loss(registers: torch.Tensor, patches: torch.Tensor, temperature: float) -> torch.Tensor:
@@ -176,7 +188,7 @@ def standardized(patches: torch.Tensor) -> torch.Tensor:
 
 
 def centered(patches: torch.Tensor, mean: str) -> torch.Tensor:
-    """Patches without their mean, so that what they all share explains nothing.
+    """Patches without their mean, so that what they all share explains nothing, and of mean square length 1.
 
     All ranks must call it.
 
@@ -186,7 +198,8 @@ def centered(patches: torch.Tensor, mean: str) -> torch.Tensor:
             leaves only what tells its patches apart.
     """
     patches = patches.float()
-    return patches - (patches.mean(dim=1, keepdim=True) if mean == "image" else _mean(patches))
+    centred = patches - (patches.mean(dim=1, keepdim=True) if mean == "image" else _mean(patches))  # (B, L, T)
+    return centred * (_mean(centred.square()).sum() + _EPSILON).rsqrt()
 
 
 def _shares(registers: torch.Tensor, patches: torch.Tensor, temperature: float) -> torch.Tensor:

@@ -176,7 +176,9 @@ def bottleneck_loss(outputs: ViewOutputs, targets: torch.Tensor | None, settings
     _, _, registers, patches, projected = outputs
     if targets is None or registers is None or patches is None or projected is None:
         return outputs.logits.new_zeros(())
-    return register_bottleneck_loss(registers, patches, projected, targets, settings.register_bottleneck_temperature)
+    return register_bottleneck_loss(
+        registers, patches, projected, targets, settings.register_bottleneck_temperature, settings.register_bottleneck_error
+    )
 
 
 if __name__ == "__main__":

@@ -139,6 +139,13 @@ class LoopSettings(RunSettings):
     register_bottleneck_temperature: float = field(
         default=0.1, metadata={"help": "Temperature of the softmax over the registers in the register bottleneck's loss."}
     )
+    register_bottleneck_error: str = field(
+        default="cosine",
+        metadata={
+            "help": "How it compares: cosine, all patches alike, or squared, as k-means.",
+            "choices": ["cosine", "squared"],
+        },
+    )
     register_bottleneck_mean: str = field(
         default="batch",
         metadata={

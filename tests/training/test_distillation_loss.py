@@ -40,19 +40,20 @@ def literal_patch_loss(projected, targets):
     return total / (BATCH * PATCHES)
 
 
-def literal_register_bottleneck_loss(registers, patches, reconstructing, targets, temperature):
+def literal_register_bottleneck_loss(registers, patches, reconstructing, targets, temperature, error="cosine"):
     total = 0
     for b in range(BATCH):
         for l in range(PATCHES):  # noqa: E741
             similarities = [cosine(registers[b, n], patches[b, l]) / temperature for n in range(REGISTERS)]
             shares = torch.stack(similarities).softmax(dim=0)
             reconstruction = sum(shares[n] * reconstructing[b, n] for n in range(REGISTERS))
-            total += 1 - cosine(reconstruction, targets[b, l])
+            squared = sum((reconstruction[c] - targets[b, l, c]) ** 2 for c in range(TEACHER_WIDTH))
+            total += squared if error == "squared" else 1 - cosine(reconstruction, targets[b, l])
     return total / (BATCH * PATCHES)
 
 
-def literal_register_code_loss(registers, patches, codes, targets, temperature):
-    return literal_register_bottleneck_loss(registers, patches, torch.stack([codes] * BATCH), targets, temperature)
+def literal_register_code_loss(registers, patches, codes, targets, temperature, error="cosine"):
+    return literal_register_bottleneck_loss(registers, patches, torch.stack([codes] * BATCH), targets, temperature, error)
 
 
 def literal_register_balance_loss(registers, patches, temperature):
@@ -100,12 +101,13 @@ def test_balance_and_its_gradients_equal_the_loop(temperature):
     assert all(gradient.abs().max() > 1e-5 for gradient in gradients[0])
 
 
+@pytest.mark.parametrize("error", ["cosine", "squared"])
 @pytest.mark.parametrize("temperature", [0.1, 1.0])
 @pytest.mark.parametrize("name", LOSSES)
-def test_loss_and_gradients_equal_the_loop(name, temperature):
+def test_loss_and_gradients_equal_the_loop(name, temperature, error):
     loss_of, literal, shapes = LOSSES[name]
     targets = numbers(*((BATCH, TEACHER_WIDTH) if name == "global" else (BATCH, PATCHES, TEACHER_WIDTH)), seed=9)
-    others = (temperature,) if name.startswith("register") else ()
+    others = (temperature, error) if name.startswith("register") else ()
     gradients, losses = [], []
     for compute, dtype in ((loss_of, torch.float32), (literal, torch.float64)):
         inputs = [numbers(*shape, seed=seed, dtype=dtype).requires_grad_() for seed, shape in enumerate(shapes)]
@@ -152,8 +154,12 @@ def test_standardized_channels_have_mean_zero_and_variance_one():
 
 def test_a_mean_is_that_of_the_batch_or_of_each_image():
     patches = numbers(BATCH, PATCHES, TEACHER_WIDTH)
-    torch.testing.assert_close(centered(patches, "batch"), patches - patches.mean(dim=(0, 1)))
-    torch.testing.assert_close(centered(patches, "image"), patches - patches.mean(dim=1, keepdim=True))
+    for mean, centred in (
+        ("batch", patches - patches.mean(dim=(0, 1))),
+        ("image", patches - patches.mean(dim=1, keepdim=True)),
+    ):
+        lengths = [centred[b, l].norm() ** 2 for b in range(len(patches)) for l in range(patches.shape[1])]  # noqa: E741
+        torch.testing.assert_close(centered(patches, mean), centred / (sum(lengths) / len(lengths)) ** 0.5)
 
 
 TWO_RANKS = """
