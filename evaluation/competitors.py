@@ -1,9 +1,13 @@
 """Who competes in a part segmentation: the model, its untrained self, and whatever a list of specifications names."""
 
+import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple
+
+from transformers.utils import cached_file
 
 from evaluation.backbones import Backbone, load_backbone
 from evaluation.baselines import BASELINE_TITLES, BASELINES
@@ -58,6 +62,20 @@ class Competitor(NamedTuple):
     num_segments: int | str | None = None
     revision: str | None = None
     reading: str = ""
+
+
+def default_specifications(model: str, revision: str = "main") -> list[str]:
+    """Who competes when nobody is named: colour k-means, and with a distilled model k-means of its teacher's patches.
+
+    Args:
+        model: Folder or Hub name. A teacher that its record names and that is no longer where it was is left out.
+        revision: Of the model on the Hub.
+    """
+    path = cached_file(model, "training.json", revision=revision, _raise_exceptions_for_missing_entries=False)
+    teacher = (json.loads(Path(path).read_text(encoding="utf-8")) if path else {}).get("teacher")
+    if not teacher or not (teacher["on_hub"] or Path(teacher["name"]).is_dir()):
+        return ["color_kmeans"]
+    return ["color_kmeans", f"patch_kmeans:{teacher['name']}"]
 
 
 def competitors(

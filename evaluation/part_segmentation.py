@@ -21,7 +21,7 @@ from tqdm.auto import tqdm
 from transformers.utils.logging import disable_progress_bar
 
 from evaluation.benchmarks import BENCHMARKS, find_benchmark, open_benchmark
-from evaluation.competitors import SAME, SPECIFICATIONS, Competitor, competitors
+from evaluation.competitors import SAME, SPECIFICATIONS, Competitor, competitors, default_specifications
 from evaluation.journal import Journal
 from evaluation.mask_samples import MaskRow, MaskSample, mask_rows, number_of_rows, open_mask_dataset
 from evaluation.part_scoring import Collected, Stopwatch, collect, score_rows
@@ -79,6 +79,8 @@ def run(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     if is_quiet:
         disable_progress_bar()  # of transformers, which shows one for loading weights anywhere
     model, processor = load_rats(options.model, options.revision, options.part_layer, options.part_similarity)
+    if options.baselines is None:
+        options.baselines = default_specifications(options.model, options.revision)
     rows = competitors(
         model,
         processor,
@@ -306,8 +308,8 @@ def _parser() -> argparse.ArgumentParser:
         "--baselines",
         nargs="*",
         metavar="COMPETITOR",
-        default=["color_kmeans"],
-        help=f"who else competes: {', '.join(SPECIFICATIONS)} (default: color_kmeans)",
+        help=f"who else competes: {', '.join(SPECIFICATIONS)} (default: color_kmeans, and patch_kmeans of a distilled model's "
+        "teacher)",
     )
     parser.add_argument(
         "--num_segments",

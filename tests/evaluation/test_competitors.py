@@ -10,7 +10,7 @@ from PIL import Image
 from transformers import Dinov2WithRegistersConfig, Dinov2WithRegistersModel, ViTConfig, ViTImageProcessor, ViTModel
 
 from evaluation.backbones import Backbone
-from evaluation.competitors import competitors
+from evaluation.competitors import competitors, default_specifications
 from evaluation.readings import Reading
 from evaluation.segmenters import ImageBatch, load_rats
 from modeling_rats import RatsConfig, RatsForPartSegmentation, RatsImageProcessor
@@ -249,3 +249,21 @@ def test_what_is_not_there_is_told(rats, folder):
         competitors(*rats, ("patch_kmeans:no/such/model",))
     with pytest.raises(FileNotFoundError, match=r"label_maps.json was not found"):
         competitors(*rats, (f"label_maps:{folder}",))
+
+
+def test_a_distilled_model_competes_with_its_teacher_by_default(tmp_path):
+    (tmp_path / "teacher").mkdir()
+    folder = tmp_path / "student"
+    folder.mkdir()
+    assert default_specifications(str(folder)) == ["color_kmeans"]
+
+    def distilled(name, on_hub):
+        record = {"teacher": {"name": name, "on_hub": on_hub}}
+        (folder / "training.json").write_text(json.dumps(record))
+        return default_specifications(str(folder))
+
+    assert distilled("facebook/dinov2-small", True) == ["color_kmeans", "patch_kmeans:facebook/dinov2-small"]
+    assert distilled(str(tmp_path / "teacher"), False) == ["color_kmeans", f"patch_kmeans:{tmp_path / 'teacher'}"]
+    assert distilled(str(tmp_path / "gone"), False) == ["color_kmeans"]
+    (folder / "training.json").write_text(json.dumps({"steps": 3}))
+    assert default_specifications(str(folder)) == ["color_kmeans"]
